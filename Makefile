@@ -1,0 +1,35 @@
+# make demo: train all three models on the CPU. make test: run the tests.
+PYTHON ?= python3
+RUN := .venv/bin/python
+
+.PHONY: demo test assets stamp clean .venv
+
+demo: .venv
+	$(RUN) transformer.py bert --preset small --out runs/bert
+	$(RUN) transformer.py vit --preset small --out runs/vit
+	$(RUN) transformer.py gpt --preset small --out runs/gpt
+	@echo
+	@$(RUN) -m utils.report runs/bert runs/vit runs/gpt
+
+# One thread each for two workers: they would only wait for each other with more.
+test: .venv
+	$(RUN) -m ruff check .
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+
+.venv: .venv/installed
+
+.venv/installed: requirements.txt requirements-dev.txt constraints.txt
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --requirement requirements-dev.txt --constraint constraints.txt
+	@touch .venv/installed
+
+# Draws the README's pictures.
+assets: .venv
+	$(RUN) -m utils.assets
+
+# Writes this repository's OWNER/REPO (of `git remote`, or REPO=owner/name) into every badge and notebook.
+stamp: .venv
+	$(RUN) -m utils.stamp $(REPO)
+
+clean:
+	rm -rf .venv runs

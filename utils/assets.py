@@ -1,0 +1,77 @@
+"""`python -m utils.assets` (or `make assets`) draws the README's pictures into assets/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from utils.plots import save
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+INK, SHARED = "#222222", "#FBF5B0"
+MODELS = {
+    "BERT": {
+        "colour": "#A9D8F5",
+        "input": "the cat [MASK] on the mat",
+        "embed": "TokenEmbedding\nword + segment + position",
+        "mask": "sees both ways",
+        "head": "MLMHead",
+        "output": "“sat”",
+    },
+    "GPT": {
+        "colour": "#F6CF7F",
+        "input": "the cat sat on the",
+        "embed": "TokenEmbedding\nword + position",
+        "mask": "sees only the past",
+        "head": "Linear (tied to the words)",
+        "output": "“mat”",
+    },
+    "ViT": {
+        "colour": "#8FD6BF",
+        "input": "a picture, cut into patches",
+        "embed": "PatchEmbedding\npatch + position, class token",
+        "mask": "sees both ways",
+        "head": "ClassHead",
+        "output": "“cat”",
+    },
+}
+
+
+def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, colour: str, size: float = 10) -> None:
+    axes.add_patch(FancyBboxPatch((x, y), width, height, "round,pad=0,rounding_size=0.08", fc=colour, ec=INK, lw=1))
+    axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=size, color=INK)
+
+
+def arrow(axes: Axes, x: float, low: float, high: float) -> None:
+    axes.annotate("", (x, high), (x, low), arrowprops={"arrowstyle": "->", "color": INK, "lw": 1.2})
+
+
+def one_network() -> Figure:
+    """The three models side by side: their own two ends, and one trunk for all."""
+    figure = Figure(figsize=(9, 5.6), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    box(axes, 0.1, 1.85, 8.8, 1.5, "", SHARED)
+    block = "n × Block\nx + Attention(norm(x)),  then  x + MLP(norm(x))"
+    axes.text(4.5, 2.72, block, ha="center", va="center", fontsize=13, color=INK, linespacing=1.5)
+    for i, (name, model) in enumerate(MODELS.items()):
+        left, middle = 0.3 + 3 * i, 1.5 + 3 * i
+        axes.text(middle, -0.05, model["input"], ha="center", va="center", fontsize=10, color=INK, style="italic")
+        box(axes, left, 0.5, 2.4, 0.85, model["embed"], model["colour"])
+        axes.text(middle, 2.08, model["mask"], ha="center", va="center", fontsize=9.5, color=INK)
+        box(axes, left, 3.85, 2.4, 0.55, model["head"], model["colour"])
+        axes.text(middle, 4.98, model["output"], ha="center", va="center", fontsize=12, color=INK, style="italic")
+        axes.text(middle, 5.45, name, ha="center", va="center", fontsize=15, color=INK, weight="bold")
+        for low, high in ((0.12, 0.48), (1.37, 1.83), (3.37, 3.83), (4.42, 4.8)):
+            arrow(axes, middle, low, high)
+    axes.set(xlim=(0, 9), ylim=(-0.3, 5.75))
+    axes.set_axis_off()
+    return figure
+
+
+if __name__ == "__main__":
+    ASSETS.mkdir(exist_ok=True)
+    save(one_network(), ASSETS / "one-network.png")
+    print(f"drew {ASSETS.name}/one-network.png")

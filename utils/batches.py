@@ -1,0 +1,89 @@
+"""Batches cut from tensors, the same on any number of devices, and resumable in the middle of a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+
+class TrainBatches:
+    """Endless passes over a training part: iterating gives one pass, the next iteration the next pass.
+
+    order(generator): the items of a pass, (N, ...), shuffled.
+    make(items, generator): the batch of these items as a tuple of tensors, first axis = items.
+    batch_size: items per optimiser step over all devices together. A device takes every `world`-th of them, so two
+    devices train on exactly what one would.
+
+    All randomness comes from (seed, pass, batch): nothing depends on what was drawn before. Lightning keeps
+    `state_dict` in its checkpoints.
+    """
+
+    def __init__(
+        self,
+        order: Callable[[torch.Generator], Tensor],
+        make: Callable[[Tensor, torch.Generator], tuple[Tensor, ...]],
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.order, self.make, self.batch_size = order, make, batch_size
+        self.seed, self.rank, self.world = seed, rank, world
+        self.epoch = self.batch = 0
+        # A last, smaller batch counts only if it has an item for every device.
+        n_items = len(order(torch.Generator().manual_seed(0)))
+        self.n_batches = n_items // batch_size + (n_items % batch_size >= world)
+        if self.n_batches == 0:
+            raise ValueError(f"devices={world}: must be at most the number of training items, {n_items}")
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def generator(self, *where: int) -> torch.Generator:
+        """A generator that depends on the seed and on `where` alone."""
+        seed = self.seed
+        for number in where:
+            seed = (seed * 1_000_003 + number + 1) % 2**63
+        return torch.Generator().manual_seed(seed)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        epoch, first = self.epoch, self.batch
+        items = self.order(self.generator(epoch))
+        for i in range(first, len(self)):
+            # Counted before the batch is handed out: whoever takes the last one may never ask for another.
+            self.epoch, self.batch = (epoch, i + 1) if i + 1 < len(self) else (epoch + 1, 0)
+            batch = self.make(items[i * self.batch_size : (i + 1) * self.batch_size], self.generator(epoch, i))
+            yield tuple(tensor[self.rank :: self.world] for tensor in batch)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "batch": self.batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.batch = state["epoch"], state["batch"]
+
+
+class EvalBatches:
+    """One full pass in order: every item exactly once, whatever the number of devices.
+
+    tensors: the whole part, first axis = items; make: what turns a slice of them into a batch.
+    """
+
+    def __init__(
+        self,
+        *tensors: Tensor,
+        batch_size: int,
+        make: Callable[..., tuple[Tensor, ...]] = lambda *tensors: tensors,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.tensors = [tensor[rank::world] for tensor in tensors]
+        self.batch_size, self.make = batch_size, make
+
+    def __len__(self) -> int:
+        return -(-len(self.tensors[0]) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        for i in range(len(self)):
+            yield self.make(*(tensor[i * self.batch_size : (i + 1) * self.batch_size] for tensor in self.tensors))

@@ -1,0 +1,161 @@
+"""What watches a training run: gradients on the word table, the loss on random batches, samples, Ctrl-C."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import torch
+from tokenizers import Tokenizer as Words
+from torch import Tensor
+
+from utils.sampling import write_on
+
+
+class DeltaW(L.Callback):
+    """Log `Δw`: the sum of absolute gradients on the token-embedding weights, averaged over the epoch's steps.
+
+    It shows whether the word table still learns. Read after the backward pass, before gradients are clipped.
+    """
+
+    def on_after_backward(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        gradient = module.model.embed.tokens.weight.grad
+        module.log("Δw", gradient.abs().sum(), on_step=False, on_epoch=True)
+
+
+class IterLoss(L.Callback):
+    """Log `train_iter_loss` and `val_iter_loss`: the loss averaged over `eval_iters` random batches of each part.
+
+    Without dropout, after each training epoch and each validation, so the two are comparable, which the running
+    training loss is not: that one is an average over weights that were still changing.
+    """
+
+    def __init__(self, eval_iters: int = 10, seed: int = 0) -> None:
+        if eval_iters < 1:
+            raise ValueError(f"eval_iters={eval_iters}: must be at least 1")
+        self.eval_iters = eval_iters
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def mean_loss(self, module: L.LightningModule, draw: Callable[[torch.Generator], tuple[Tensor, ...]]) -> Tensor:
+        was_training = module.training
+        module.eval()
+        losses = []
+        for _ in range(self.eval_iters):
+            *inputs, targets = (tensor.to(module.device) for tensor in draw(self.generator))
+            scored = targets != -100
+            losses.append(module.criterion(module.model(*inputs, scored=scored), targets[scored]))
+        module.train(was_training)
+        return torch.stack(losses).mean()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        batches = trainer.datamodule.train_dataloader()
+        items = batches.order(self.generator)
+
+        def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
+            chosen = torch.randint(len(items), (batches.batch_size,), generator=generator)
+            return batches.make(items[chosen], generator)
+
+        module.log("train_iter_loss", self.mean_loss(module, draw), sync_dist=True)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        batches = trainer.datamodule.val_dataloader()
+
+        def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
+            n_items = len(batches.tensors[0])
+            chosen = torch.randint(n_items, (min(batches.batch_size, n_items),), generator=generator)
+            return batches.make(*(tensor[chosen] for tensor in batches.tensors))
+
+        module.log("val_iter_loss", self.mean_loss(module, draw), sync_dist=True)
+
+
+class SampleText(L.Callback):
+    """Let a GPT write at epochs 0 (untrained), n, 2n, ... and print it; with `out`, add it to out/samples.txt."""
+
+    def __init__(
+        self,
+        words: Words,
+        prompt: str,
+        every_n_epochs: int = 5,
+        length: int = 100,
+        out: Path | None = None,
+        seed: int = 0,
+    ) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs={every_n_epochs}: must be at least 1")
+        self.words, self.prompt, self.every, self.length = words, prompt, every_n_epochs, length
+        self.path, self.seed = out and Path(out, "samples.txt"), seed
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.current_epoch % self.every == 0 and trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:
+            self.write(trainer, module, f"epoch {trainer.current_epoch}")
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.write(trainer, module, f"epoch {trainer.current_epoch}, step {trainer.global_step}")
+
+    def write(self, trainer: L.Trainer, module: L.LightningModule, title: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        was_training = module.training
+        module.eval()
+        text = f"--- {title} ---\n{write_on(module, self.words, self.prompt, self.length, seed=self.seed)}\n"
+        module.train(was_training)
+        print(text, flush=True)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+
+class StopCleanly(L.Callback):
+    """Ctrl-C ends the run after the step in progress, with everything in `path`; a second Ctrl-C ends it at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.asked = path, False
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        def ask(*_) -> None:
+            self.asked = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        signal.signal(signal.SIGINT, ask)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_) -> None:
+        if self.asked:
+            trainer.save_checkpoint(self.path)
+            raise KeyboardInterrupt
+
+    def on_train_end(self, *_) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Progress(L.Callback):
+    """One plain line per validation, for logs, where a progress bar would leave a mess."""
+
+    def on_train_start(self, *_) -> None:
+        self.start = time.perf_counter()
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        figures = trainer.callback_metrics
+        if trainer.is_global_zero and trainer.state.fn == "fit" and "val_loss" in figures:
+            when = f"step {trainer.global_step:6d}  {time.perf_counter() - self.start:5.0f} s"
+            print(f"{when}  val_loss {figures['val_loss']:.4f}  val_acc {figures['val_acc']:.4f}", flush=True)
+
+
+class KeepHistory(L.Callback):
+    """A resumed run goes on with the metrics.csv of the run before it, up to the step it resumes from."""
+
+    def __init__(self, path: Path) -> None:
+        self.rows = []
+        if path.is_file():  # read at once: the logger deletes the file when it starts
+            with path.open(newline="", encoding="utf-8") as file:
+                self.rows = [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            kept = [row for row in self.rows if int(row["step"]) < trainer.global_step]
+            trainer.logger.experiment.metrics[:0] = kept

@@ -1,0 +1,121 @@
+"""Pictures of a run and of what a model attends to. Every function returns a matplotlib Figure."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional as F
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # from a palette that colour-blind readers tell apart
+
+
+def read_metrics(path: str | Path) -> dict[str, tuple[list[float], list[float]]]:
+    """Lightning's metrics.csv -> {name: (steps, values)}, without the empty cells."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in (rows[0] if rows else {}) if name not in ("step", "epoch")]
+    return {
+        name: ([float(row["step"]) for row in rows if row[name]], [float(row[name]) for row in rows if row[name]])
+        for name in names
+    }
+
+
+def loss_curve(
+    metrics: str | Path,
+    baselines: dict[str, float] | None = None,
+    title: str = "",
+    validation: str = "validation (full pass)",
+) -> Figure:
+    """Training and validation loss against the step, in nats; baselines, in nats too, as dashed lines."""
+    series = read_metrics(metrics)
+    figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=120)
+    axes = figure.subplots()
+    steps, losses = series.get("train_loss_step") or series["train_loss_epoch"]  # a very short run logs no step
+    axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=1)
+    # The mean of the last tenth of the run so far that ends here: readable, and honest about where it begins.
+    width = max(1, len(losses) // 30)
+    smooth = np.convolve(losses, np.ones(width) / width, "valid")
+    axes.plot(steps[width - 1 :], smooth, color=BLUE, label=f"training (mean of {width} logged steps)")
+    if "val_loss_epoch" in series:
+        axes.plot(*series["val_loss_epoch"], color=ORANGE, marker="o", markersize=4, label=validation)
+    for name, value in (baselines or {}).items():
+        axes.axhline(value, color=GREY, linestyle="--", linewidth=1)
+        axes.annotate(
+            f"{name} {value:.2f}", (1, value), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+            textcoords="offset points", ha="right", fontsize=9, color=GREY,
+        )  # fmt: skip
+    axes.set(xlabel="step", ylabel="cross-entropy (nats)", title=title)
+    axes.set_ylim(0, 1.1 * max([*(baselines or {}).values(), *smooth]))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
+    return figure
+
+
+def attention_grid(maps: Sequence[Tensor], tokens: Sequence[str], layers: Sequence[int] | None = None) -> Figure:
+    """One small heat map per layer (down) and head (across): row = the token that looks, column = what it looks at.
+
+    maps: each layer's (H, T, T), of one text.
+    """
+    layers = range(len(maps)) if layers is None else layers
+    heads = maps[0].shape[0]
+    side = max(1.9, 0.13 * len(tokens))
+    figure = Figure(figsize=(side * heads + 1.2, side * len(layers) + 1), layout="constrained", dpi=100)
+    grid = figure.subplots(len(layers), heads, squeeze=False, sharex=True, sharey=True)
+    for row, layer in enumerate(layers):
+        for head in range(heads):
+            axes = grid[row][head]
+            picture = axes.imshow(maps[layer][head].cpu().float(), cmap="viridis", vmin=0, vmax=1)
+            axes.set_title(f"layer {layer}, head {head}", fontsize=9)
+            axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
+            axes.set_yticks(range(len(tokens)), tokens, fontsize=7)
+    figure.colorbar(picture, ax=grid, label="attention weight", shrink=0.6)
+    figure.supxlabel("looked at", fontsize=10)
+    figure.supylabel("looks", fontsize=10)
+    return figure
+
+
+def image_attention(
+    images: Tensor, maps: Sequence[Tensor], titles: Sequence[str], layer: int = -1, grey: bool = False
+) -> Figure:
+    """Pictures, and below each what the class token looks at in one layer, averaged over its heads.
+
+    images (B, channels, h, w) in 0..1; maps: each layer's (B, H, T, T) with the class token first.
+    """
+    n = len(images)
+    figure = Figure(figsize=(1.6 * n + 0.8, 4.0), layout="constrained", dpi=120)
+    grid = figure.subplots(2, n, squeeze=False)
+    seen = maps[layer].mean(1)[:, 0, 1:].cpu().float()
+    side = int(seen.shape[1] ** 0.5)
+    seen = F.interpolate(seen.view(n, 1, side, side), size=images.shape[-2:], mode="nearest")[:, 0]
+    for i in range(n):
+        picture = images[i].permute(1, 2, 0).cpu().clamp(0, 1)
+        picture = picture[..., 0] if picture.shape[-1] == 1 else picture
+        for axes in grid[:, i]:
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
+            axes.set_axis_off()
+        overlay = grid[1, i].imshow(seen[i], cmap="viridis", alpha=0.6, vmin=0, vmax=seen.max())
+        grid[0, i].set_title(titles[i], fontsize=9)
+    figure.colorbar(overlay, ax=grid, label="attention of the class token", shrink=0.8)
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG: whole, or not at all."""
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        figure.savefig(draft, format="png")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def scaled(images: Tensor) -> Tensor:
+    """uint8 pictures -> floats in 0..1, for drawing."""
+    return images.to(torch.float32) / 255

@@ -1,0 +1,95 @@
+"""The presets of the command line, as differences from the defaults: what to train on, how large, how long.
+
+small: a few minutes on two CPU cores. full: a GPU. s17: the three models of the assignment that this project redoes.
+Every entry holds the default data and the arguments of Config, of the model, of Recipe, of the data module and of
+Lightning's Trainer. Hyper-parameters were chosen on the validation parts.
+"""
+
+from __future__ import annotations
+
+from utils.images import Augment
+
+LARGER = {"n_layers": 6, "n_heads": 6, "d_model": 384, "d_ff": 1536, "positions": "rotary"}
+DIGITS = Augment(degrees=15, shift=0.07, scale=0.15, shear=0.1, elastic=0.025)
+PHOTOGRAPHS = Augment(degrees=15, shift=0.1, scale=0.3, flip=True, colour=0.4)
+MUON = {"optimizer": "muon", "weight_decay": 0.0, "final_lr": 0.0}
+
+PRESETS: dict[str, dict[str, dict]] = {
+    "gpt": {
+        "small": {
+            "data": "python-docs",
+            "config": {"n_layers": 4, "n_heads": 4, "d_model": 128, "d_ff": 512, "positions": "rotary"},
+            "recipe": MUON | {"lr": 2e-3},
+            "batches": {"context": 128, "batch_size": 16},
+            "trainer": {"max_steps": 1600, "val_check_interval": 200},
+        },
+        "full": {
+            "data": "shakespeare",
+            "config": LARGER | {"dropout": 0.2},
+            "recipe": MUON | {"lr": 1e-3, "weight_decay": 0.1},
+            "batches": {"context": 256, "batch_size": 64},
+            "trainer": {"max_steps": 3000, "val_check_interval": 250},
+        },
+        "s17": {
+            "data": "python-docs",
+            "config": {"n_layers": 3, "n_heads": 12, "d_model": 768, "d_ff": 2048, "dropout": 0.1},
+            "model": {"vocab_size": 30_522, "tied": False},
+            "recipe": {"lr": 3e-4, "weight_decay": 0.01},
+            "batches": {"context": 64, "batch_size": 32, "vocab_size": 30_522},
+            "trainer": {"max_epochs": 10},
+        },
+    },
+    "bert": {
+        "small": {
+            "data": "python-docs",
+            "config": {"n_layers": 4, "n_heads": 4, "d_model": 96, "d_ff": 384, "positions": "rotary"},
+            "recipe": MUON | {"lr": 2e-3},
+            "batches": {"context": 64, "batch_size": 64, "mask_rate": 0.2, "random_rate": 0.0, "keep_rate": 0.0},
+            "trainer": {"max_steps": 1900, "val_check_interval": 200},
+        },
+        "full": {
+            "data": "wikitext-2",
+            "config": LARGER | {"dropout": 0.1},
+            "recipe": MUON | {"lr": 1e-3, "weight_decay": 0.1},
+            "batches": {"context": 128, "batch_size": 128, "vocab_size": 4096, "mask_rate": 0.2},
+            "trainer": {"max_steps": 6000, "val_check_interval": 500},
+        },
+        "s17": {
+            "data": "python-docs",
+            "config": {"n_layers": 8, "n_heads": 8, "d_model": 128, "d_ff": 512, "norm_first": False, "dropout": 0.1},
+            "model": {"vocab_size": 23_700, "tied": False},
+            "recipe": {"lr": 1e-3, "weight_decay": 0.01},
+            "batches": {"context": 20, "batch_size": 1024, "vocab_size": 23_700},
+            "trainer": {"max_epochs": 15},
+        },
+    },
+    "vit": {
+        "small": {
+            "data": "mnist-5k",
+            "image_size": 28,
+            "config": {"n_layers": 4, "n_heads": 4, "d_model": 96, "d_ff": 384},
+            "model": {"patch_size": 7},
+            "recipe": MUON | {"lr": 3e-3},
+            "batches": {"batch_size": 100, "augment": DIGITS},
+            "trainer": {"max_epochs": 60},
+        },
+        "full": {
+            "data": "pizza-steak-sushi",
+            "image_size": 64,
+            "config": {"n_layers": 6, "n_heads": 6, "d_model": 192, "d_ff": 768, "dropout": 0.1},
+            "model": {"patch_size": 8},
+            "recipe": MUON | {"lr": 5e-4, "weight_decay": 0.05},
+            "batches": {"batch_size": 32, "augment": PHOTOGRAPHS},
+            "trainer": {"max_epochs": 200, "check_val_every_n_epoch": 10},
+        },
+        "s17": {
+            "data": "pizza-steak-sushi",
+            "image_size": 224,
+            "config": {"n_layers": 6, "n_heads": 12, "d_model": 768, "d_ff": 3072, "dropout": 0.1},
+            "model": {"patch_size": 16},
+            "recipe": {"lr": 1e-3, "weight_decay": 0.03},
+            "batches": {"batch_size": 32},
+            "trainer": {"max_epochs": 11},
+        },
+    },
+}
