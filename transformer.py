@@ -157,6 +157,10 @@ class Attention(nn.Module):
         return (scores if visible is None else scores.masked_fill(~visible, -math.inf)).softmax(-1)
 
 
+def norm(config: Config) -> nn.LayerNorm:
+    return nn.LayerNorm(config.d_model, eps=config.norm_eps)
+
+
 class MLP(nn.Module):
     """Two linear maps with a bend between them, at every position alike (Vaswani, 3.3)."""
 
@@ -178,8 +182,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm_first = config.norm_first
         self.attention, self.mlp = Attention(config), MLP(config)
-        self.norm1 = nn.LayerNorm(config.d_model, eps=config.norm_eps)
-        self.norm2 = nn.LayerNorm(config.d_model, eps=config.norm_eps)
+        self.norm1, self.norm2 = norm(config), norm(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
@@ -196,11 +199,10 @@ class Transformer(nn.Module):
 
     def __init__(self, config: Config, embed: nn.Module, head: nn.Module) -> None:
         super().__init__()
-        self.config = config
-        self.embed = embed
+        self.config, self.embed = config, embed
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         # In post-norm every block has normalised its own output.
-        self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps) if config.norm_first else nn.Identity()
+        self.norm = norm(config) if config.norm_first else nn.Identity()
         self.head = head
         self.init_weights()
 
@@ -276,7 +278,7 @@ class TokenEmbedding(nn.Module):
         self.tokens = nn.Embedding(vocab_size, config.d_model)
         self.segments = nn.Embedding(n_segments, config.d_model) if n_segments else None
         self.positions = Positions(config)
-        self.norm = nn.Identity() if config.norm_first else nn.LayerNorm(config.d_model, eps=config.norm_eps)
+        self.norm = nn.Identity() if config.norm_first else norm(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids: Tensor, segments: Tensor | None = None, start: int = 0) -> Tensor:
@@ -307,7 +309,7 @@ class PatchEmbedding(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, h, w) -> (B, T, C), T = 1 + patches, row by row from the top left."""
         good = images.ndim == 4 and tuple(images.shape[1:]) == self.input_shape
-        require(good, "images", tuple(images.shape), f"(B, channels, height, width) = (B, {self.input_shape})")
+        require(good, "images", tuple(images.shape), "(B, {}, {}, {})".format(*self.input_shape))
         patches = self.project(images).flatten(2).transpose(1, 2)
         x = torch.cat((self.class_token.expand(len(images), -1, -1), patches), dim=1)
         return self.dropout(self.positions(x))
@@ -320,8 +322,8 @@ class MLMHead(nn.Sequential):
         decoder = nn.Linear(config.d_model, tokens.num_embeddings)
         if tied:
             decoder.weight = tokens.weight
-        norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
-        super().__init__(nn.Linear(config.d_model, config.d_model), ACTIVATIONS[config.activation](), norm, decoder)
+        dense, activation = nn.Linear(config.d_model, config.d_model), ACTIVATIONS[config.activation]()
+        super().__init__(dense, activation, norm(config), decoder)
 
 
 class ClassHead(nn.Module):

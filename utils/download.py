@@ -97,7 +97,7 @@ def _download(remote: Remote, path: Path) -> str | None:
     part = path.with_name(f".part-{uuid.uuid4().hex}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(part, "wb")
+        file = open(part, "wb")  # noqa: SIM115 (closed below; here only whether it can be made)
     except OSError as error:
         what = f"cannot write to the cache folder {path.parent} ({error.strerror})"
         raise DownloadError(f"{what}: set TRANSFORMER_CACHE to a folder that you can write, and try again") from None

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.batches import EvalBatches, TrainBatches
+from utils.batches import EvalBatches, TrainBatches, shard
 from utils.download import DownloadError, Remote, cache_dir, fetch, unpack
 
 Part = tuple[Tensor, Tensor]  # pictures uint8 (N, channels, height, width) and labels int64 (N,)
@@ -253,11 +253,6 @@ class ImageData(L.LightningDataModule):
         pictures = images.train[0].float()
         self.mean, self.std = pictures.mean((0, 2, 3)).view(-1, 1, 1), pictures.std((0, 2, 3)).view(-1, 1, 1)
 
-    def shard(self) -> dict[str, int]:
-        """Which part of each batch this device takes."""
-        trainer = self.trainer
-        return {} if trainer is None else {"rank": trainer.global_rank, "world": trainer.world_size}
-
     def normalize(self, pictures: Tensor) -> Tensor:
         """uint8 (B, channels, h, w) -> float of mean 0 and deviation 1 over the training part."""
         return (pictures - self.mean) / self.std
@@ -275,10 +270,10 @@ class ImageData(L.LightningDataModule):
         def make(pictures: Tensor, labels: Tensor) -> Part:
             return self.normalize(pictures), labels
 
-        return EvalBatches(*part, batch_size=self.eval_batch_size, make=make, **self.shard())
+        return EvalBatches(*part, batch_size=self.eval_batch_size, make=make, **shard(self.trainer))
 
     def train_dataloader(self) -> TrainBatches:
-        return TrainBatches(self.order, self.make, self.batch_size, self.seed, **self.shard())
+        return TrainBatches(self.order, self.make, self.batch_size, self.seed, **shard(self.trainer))
 
     def val_dataloader(self) -> EvalBatches:
         return self.held_out(self.images.validation)

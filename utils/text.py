@@ -17,7 +17,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
-from utils.batches import EvalBatches, TrainBatches
+from utils.batches import EvalBatches, TrainBatches, shard
 from utils.download import DownloadError, Remote, fetch
 
 SEPARATOR = "\n\n\n"  # between documents
@@ -210,11 +210,6 @@ class TextData(L.LightningDataModule):
                 allowed = f"longer than one window of {context} tokens in each part"
                 raise ValueError(f"data={corpus.name!r}: must be {allowed}; its {part} part has {len(ids)}")
 
-    def shard(self) -> dict[str, int]:
-        """Which part of each batch this device takes."""
-        trainer = self.trainer
-        return {} if trainer is None else {"rank": trainer.global_rank, "world": trainer.world_size}
-
     def order(self, generator: torch.Generator) -> Tensor:
         """Where the windows of a pass start, shuffled. Each pass cuts the text at another offset."""
         width = self.window
@@ -224,13 +219,13 @@ class TextData(L.LightningDataModule):
         return starts[torch.randperm(len(starts), generator=generator)]
 
     def train_dataloader(self) -> TrainBatches:
-        return TrainBatches(self.order, self.make, self.batch_size, self.seed, **self.shard())
+        return TrainBatches(self.order, self.make, self.batch_size, self.seed, **shard(self.trainer))
 
     def val_dataloader(self) -> EvalBatches:
-        return EvalBatches(*self.held_out(self.validation), batch_size=self.eval_batch_size, **self.shard())
+        return EvalBatches(*self.held_out(self.validation), batch_size=self.eval_batch_size, **shard(self.trainer))
 
     def test_dataloader(self) -> EvalBatches:
-        return EvalBatches(*self.held_out(self.test), batch_size=self.eval_batch_size, **self.shard())
+        return EvalBatches(*self.held_out(self.test), batch_size=self.eval_batch_size, **shard(self.trainer))
 
     def describe(self) -> dict:
         """The corpus, with the size of each part in tokens."""
