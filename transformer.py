@@ -476,6 +476,10 @@ class LitTransformer(L.LightningModule):
         # Dropout of a step depends on the seed and the step alone, so a resumed run repeats an uninterrupted one.
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.global_step * self.trainer.world_size + self.global_rank)
 
+    def on_train_batch_end(self, *_) -> None:
+        # Lightning validates, and so saves, where it is told to stop: the end of a run, wherever it falls.
+        self.trainer.should_stop |= self.trainer.global_step >= self.trainer.estimated_stepping_batches
+
     def configure_optimizers(self) -> dict:
         """AdamW or Muon in three groups: matrices of the blocks, other matrices, and what must not decay."""
         recipe, kind = self.recipe, torch.optim.AdamW
@@ -495,7 +499,8 @@ class LitTransformer(L.LightningModule):
 
     def lr_factor(self, step: int) -> float:
         """Linear warm-up, then a cosine over the run's steps or its time, whichever is nearer to its end."""
-        done = step / self.trainer.estimated_stepping_batches
+        # Asked at step 0, Lightning would set up the batches before it has read where a resumed run goes on.
+        done = step / self.trainer.estimated_stepping_batches if step else 0.0
         for timer in (c for c in self.trainer.callbacks if isinstance(c, Timer)):
             done = max(done, timer.time_elapsed() / (timer.time_elapsed() + timer.time_remaining()))
         low, warm = self.recipe.final_lr, min(1, (step + 1) / (self.recipe.warmup + 1))

@@ -14,6 +14,7 @@ from transformer import (
     POSITIONS,
     VIT_B16,
     Attention,
+    Block,
     Config,
     DecoderTransformer,
     EncoderTransformer,
@@ -218,6 +219,17 @@ def test_attention_maps_are_what_attention_used(positions, kind):
         assert (weights > 0).equal(allowed.expand_as(weights))
 
 
+@pytest.mark.parametrize("model", [tiny_gpt, tiny_bert])
+def test_attention_maps_hide_even_from_huge_scores(model):
+    """Scores far beyond 1,000 show a mask that is a large number instead of minus infinity."""
+    model, mask = model(), torch.arange(9) < torch.tensor([[9], [6]])
+    for block in model.blocks:
+        block.attention.qkv.weight.data *= 100
+    for weights in model.attention_maps(words(2, 9), mask=mask):
+        assert (weights[1, :, :, 6:] == 0).all()
+        assert not model.config.causal or (weights.triu(1) == 0).all()
+
+
 def test_attention_maps_leave_no_hook_behind():
     model = tiny_bert()
     model.attention_maps(words(1, 5))
@@ -227,6 +239,48 @@ def test_attention_maps_leave_no_hook_behind():
     with pytest.raises(ZeroDivisionError):
         model.attention_maps(words(1, 5))
     assert not any(block.attention._forward_pre_hooks for block in model.blocks)
+
+
+# ------------------------------------------------------------------------------------------------ the parts
+@both_orders
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu"])
+def test_a_block_is_two_steps_on_the_residual_stream(norm_first, activation):
+    block = bold(Block(Config(**TINY, norm_first=norm_first, activation=activation, norm_eps=0.01)))
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def bend(u):
+        if activation == "gelu":
+            return u * (1 + torch.erf(u / math.sqrt(2))) / 2
+        if activation == "gelu_tanh":
+            return u * (1 + torch.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3))) / 2
+        return u.clamp(min=0)
+
+    def norm(u, layer):
+        deviation = (u.var(-1, unbiased=False, keepdim=True) + 0.01).sqrt()
+        return (u - u.mean(-1, keepdim=True)) / deviation * layer.weight + layer.bias
+
+    def mlp(u):
+        return block.mlp.down(bend(u @ block.mlp.up.weight.T + block.mlp.up.bias))
+
+    if norm_first:
+        y = x + block.attention(norm(x, block.norm1))
+        y = y + mlp(norm(y, block.norm2))
+    else:
+        y = norm(x + block.attention(x), block.norm1)
+        y = norm(y + mlp(y), block.norm2)
+    close(block(x), y)
+
+
+@pytest.mark.parametrize("model, inputs", [(lambda: tiny_bert(n_classes=3), words(2, 6)), (tiny_vit, pictures(2))])
+def test_a_class_is_read_from_the_first_token(model, inputs):
+    model, kept = model(), []
+    model.norm.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    logits, [x] = model(inputs), kept
+    state = x[:, 0]
+    if inputs.dtype == torch.long:  # BERT's pooler
+        state = torch.tanh(state @ model.head.pooler[0].weight.T + model.head.pooler[0].bias)
+    assert logits.shape == (2, 3)
+    close(logits, state @ model.head.classifier.weight.T + model.head.classifier.bias)
 
 
 # ------------------------------------------------------------------------------------------------ shape and weights

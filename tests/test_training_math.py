@@ -76,7 +76,7 @@ def test_overfit_a_batch_save_and_reload(kind, optimizer, tmp_path):
     torch.manual_seed(0)
     recipe = Recipe(optimizer=optimizer, lr=1e-2, warmup=5, weight_decay=0.0)
     *inputs, targets = batch = example(kind)
-    module = train(lit(kind, recipe), Repeat(batch, times=80), tmp_path / "run", max_epochs=1, **QUIET)
+    module = train(lit(kind, recipe), Repeat(batch, times=200), tmp_path / "run", max_epochs=1, **QUIET)
     metrics = module.trainer.callback_metrics
     assert metrics["val_loss"] < 0.05 and metrics["val_acc"] == 1
     module.eval()
@@ -131,10 +131,10 @@ def test_accumulated_gradients_are_those_of_one_large_batch(tmp_path):
 
 # ------------------------------------------------------------------------------------------------ optimisers
 def with_spread(rows, columns, seed=0):
-    """A random matrix with singular values from 0.05 to 1."""
+    """A random matrix with singular values from 0.01 to 1."""
     generator = torch.Generator().manual_seed(seed)
     u, _, v = torch.linalg.svd(torch.randn(rows, columns, generator=generator), full_matrices=False)
-    return u @ torch.diag(torch.linspace(1, 0.05, min(rows, columns))) @ v
+    return u @ torch.diag(torch.linspace(1, 0.01, min(rows, columns))) @ v
 
 
 @pytest.mark.parametrize("rows, columns", [(8, 8), (24, 8), (8, 24)])
@@ -159,6 +159,16 @@ def test_fused_qkv_takes_three_orthogonal_steps():
         values = torch.linalg.svdvals(moved / 0.5)
         assert values.min() > 0.6 and values.max() < 1.3
         close(-moved / 0.5, orthogonalize(part[None])[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("rows, columns, size", [(16, 4, 2.0), (4, 16, 1.0)])
+def test_muon_steps_further_in_tall_matrices(rows, columns, size):
+    """By the root of rows / columns, so that a step changes what comes out alike, whatever the shape."""
+    weight = torch.nn.Parameter(torch.zeros(rows, columns))
+    weight.grad = with_spread(rows, columns)
+    Muon([{"params": [weight], "momentum": 0.95}], lr=0.5, weight_decay=0.0).step()
+    values = torch.linalg.svdvals(weight.detach()) / 0.5 / size
+    assert values.min() > 0.6 and values.max() < 1.3
 
 
 def test_muon_decays_and_keeps_momentum():

@@ -2,6 +2,9 @@
 
 import random
 import sys
+from pathlib import Path
+
+from PIL import Image
 
 from utils.presets import PRESETS
 
@@ -30,13 +33,14 @@ COMMON = {"data": "none", "trainer": {"max_steps": 12, "val_check_interval": 5}}
 
 
 def presets() -> dict:
-    """The three models as small, muon, smooth (no dropout), wide (another model) and s17."""
+    """Each model as small, muon, epochs (limited by them, not by steps), smooth (no dropout), wide (larger) and s17."""
     found = {}
     for model, settings in SETTINGS.items():
         small = COMMON | settings
         found[model] = {
             "small": small,
             "muon": small | {"recipe": MUON},
+            "epochs": small | {"trainer": {"max_epochs": 3}},
             "smooth": small | {"config": small["config"] | {"dropout": 0.0}},
             "wide": small | {"config": small["config"] | {"d_model": 32}},
             "s17": small | {"trainer": {"max_epochs": 2}},
@@ -44,12 +48,23 @@ def presets() -> dict:
     return found
 
 
-def text(n_words: int = 1500, seed: int = 0) -> str:
+def text(n_words: int = 500, seed: int = 0) -> str:
     """Lines of made-up words, the common ones more often."""
     draw = random.Random(seed)
     vocabulary = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(1, 7))) for _ in range(60)]
     words = draw.choices(vocabulary, weights=[1 / (i + 1) for i in range(60)], k=n_words)
     return "\n".join(" ".join(words[i : i + 8]) for i in range(0, n_words, 8)) + "\n"
+
+
+def pictures(folder: Path, n: int = 16, mode: str = "L", size: int = 8) -> Path:
+    """folder/dark, grey and light, of n PNG each: noise around three levels."""
+    draw = random.Random(0)
+    for name, level in {"dark": 40, "grey": 120, "light": 200}.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            content = bytes(level + draw.randint(-30, 30) for _ in range(size * size * len(mode)))
+            Image.frombytes(mode, (size, size), content).save(folder / name / f"{i}.png")
+    return folder
 
 
 if __name__ == "__main__":

@@ -93,3 +93,26 @@ class EvalBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         for i in range(len(self)):
             yield self.make(*(tensor[i * self.batch_size : (i + 1) * self.batch_size] for tensor in self.tensors))
+
+
+class TrainData(L.LightningDataModule):
+    """The training batches of a data module that has order, make, batch_size and seed, and where they stand.
+
+    Lightning restores a loader's own state in the middle of a pass, but not at its end: here it is kept for both.
+    """
+
+    start: dict[str, int] | None = None
+
+    def train_dataloader(self) -> TrainBatches:
+        batches = TrainBatches(self.order, self.make, self.batch_size, self.seed, **shard(self.trainer))
+        if self.start is not None:
+            batches.load_state_dict(self.start)
+            self.start = None
+        return batches
+
+    def state_dict(self) -> dict[str, int]:
+        return self.trainer.train_dataloader.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        if self.trainer.training:  # a test reads checkpoints, too
+            self.start = state

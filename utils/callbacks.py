@@ -53,7 +53,7 @@ class IterLoss(L.Callback):
         return torch.stack(losses).mean()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        batches = trainer.datamodule.train_dataloader()
+        batches = trainer.train_dataloader
         items = batches.order(self.generator)
 
         def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -115,7 +115,7 @@ class StopCleanly(L.Callback):
     """Ctrl-C ends the run after the step in progress, with everything in `path`; a second Ctrl-C ends it at once."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.asked = path, False
+        self.path, self.asked, self.saved = path, False, False
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         def ask(*_) -> None:
@@ -127,6 +127,10 @@ class StopCleanly(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_) -> None:
         if self.asked:
             trainer.save_checkpoint(self.path)
+            self.saved = True
+
+    def on_train_batch_start(self, *_) -> None:
+        if self.saved:  # not earlier: the step before was still to be logged and, where it is due, validated
             raise KeyboardInterrupt
 
     def on_train_end(self, *_) -> None:
@@ -155,7 +159,11 @@ class KeepHistory(L.Callback):
             with path.open(newline="", encoding="utf-8") as file:
                 self.rows = [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)]
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
-            kept = [row for row in self.rows if int(row["step"]) < trainer.global_step]
-            trainer.logger.experiment.metrics[:0] = kept
+    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict) -> None:
+        if trainer.is_global_zero and self.rows:
+            # Rows of single validation batches have no epoch, and count batches: they go with the row they precede.
+            whole, step = [i for i, row in enumerate(self.rows) if "epoch" in row], checkpoint["global_step"]
+            keep = max((i + 1 for i in whole if int(self.rows[i]["step"]) < step), default=0)
+            trainer.logger.experiment.metrics[:0] = self.rows[:keep]
+            trainer.logger.save()
+            self.rows = []

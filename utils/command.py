@@ -140,6 +140,8 @@ def limits(options: argparse.Namespace, preset: dict) -> dict:
     if options.max_epochs is not None or options.max_steps is not None:
         arguments.pop("max_steps", None), arguments.pop("max_epochs", None)
         arguments |= {"max_epochs": options.max_epochs or -1, "max_steps": options.max_steps or -1}
+    if options.max_epochs is not None:
+        arguments.pop("val_check_interval", None)  # validated after each epoch instead
     if "val_check_interval" in arguments:  # counted in steps, across epochs
         arguments["check_val_every_n_epoch"] = None
         steps = arguments.get("max_steps", -1)

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.batches import EvalBatches, TrainBatches, shard
+from utils.batches import EvalBatches, TrainData, shard
 from utils.download import DownloadError, Remote, cache_dir, fetch, unpack
 
 Part = tuple[Tensor, Tensor]  # pictures uint8 (N, channels, height, width) and labels int64 (N,)
@@ -235,7 +234,7 @@ class Augment:
         return x
 
 
-class ImageData(L.LightningDataModule):
+class ImageData(TrainData):
     """Batches of pictures, normalised by the training part's mean and deviation: (B, channels, h, w), (B,).
 
     batch_size: pictures per optimiser step, over all devices. augment: of training pictures alone.
@@ -271,9 +270,6 @@ class ImageData(L.LightningDataModule):
             return self.normalize(pictures), labels
 
         return EvalBatches(*part, batch_size=self.eval_batch_size, make=make, **shard(self.trainer))
-
-    def train_dataloader(self) -> TrainBatches:
-        return TrainBatches(self.order, self.make, self.batch_size, self.seed, **shard(self.trainer))
 
     def val_dataloader(self) -> EvalBatches:
         return self.held_out(self.images.validation)

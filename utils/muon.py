@@ -32,6 +32,7 @@ class Muon(torch.optim.AdamW):
                 state = self.state[parameter]
                 if not state:
                     state["velocity"] = torch.zeros_like(parameter)
+                    state["step"] = torch.tensor(0.0)  # AdamW looks for it when it loads a checkpoint
                 state["velocity"].lerp_(parameter.grad, 1 - group["momentum"])
                 ahead = parameter.grad.lerp(state["velocity"], group["momentum"])  # Nesterov
                 # The fused qkv is three matrices, each C x C, with a direction of its own.

@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, dict]] = {
             "config": {"n_layers": 4, "n_heads": 4, "d_model": 128, "d_ff": 512, "positions": "rotary", "init_std": 0.05},
             "recipe": MUON | {"lr": 4e-3},
             "batches": {"context": 128, "batch_size": 16},
-            "trainer": {"max_steps": 1800, "val_check_interval": 200},
+            "trainer": {"max_steps": 1900, "val_check_interval": 200},
         },
         "full": {
             "data": "shakespeare",
@@ -44,8 +44,8 @@ PRESETS: dict[str, dict[str, dict]] = {
             "data": "python-docs",
             "config": {"n_layers": 4, "n_heads": 4, "d_model": 96, "d_ff": 384, "positions": "rotary", "init_std": 0.05},
             "recipe": MUON | {"lr": 4e-3},
-            "batches": {"context": 64, "batch_size": 64, "mask_rate": 0.2, "random_rate": 0.0, "keep_rate": 0.0},
-            "trainer": {"max_steps": 1900, "val_check_interval": 200},
+            "batches": {"context": 64, "batch_size": 32, "mask_rate": 0.3, "random_rate": 0.0, "keep_rate": 0.0},
+            "trainer": {"max_steps": 3600, "val_check_interval": 400},
         },
         "full": {
             "data": "wikitext-2",

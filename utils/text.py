@@ -12,12 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import lightning as L
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
-from utils.batches import EvalBatches, TrainBatches, shard
+from utils.batches import EvalBatches, TrainData, shard
 from utils.download import DownloadError, Remote, fetch
 
 SEPARATOR = "\n\n\n"  # between documents
@@ -167,12 +166,18 @@ def bpe_tokenizer(text: str, vocab_size: int) -> Tokenizer:
 def wordpiece_tokenizer(text: str, vocab_size: int) -> Tokenizer:
     """Lower-case WordPiece as in BERT (BERT, 3): [CLS] text [SEP], and [MASK] for a blank."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    # The trainer meets the pieces ##a, ##b, ... in random order and breaks ties by it, so they are numbered before.
+    words = splitter.pre_tokenize_str(normalizer.normalize_str(text))
+    pieces = sorted({"##" + letter for word, _ in words for letter in word[1:]})
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special + pieces, show_progress=False)
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.normalizer, trained.pre_tokenizer = normalizer, splitter
+    trained.train_from_iterator([text], trainer)
+    tokenizer = Tokenizer(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))  # here ##a is not special
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator([text], trainer)
+    tokenizer.add_special_tokens(special)
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     return tokenizer
@@ -186,7 +191,7 @@ def encode(tokenizer: Tokenizer, text: str) -> Tensor:
 # ------------------------------------------------------------------------------------------------ data modules
 
 
-class TextData(L.LightningDataModule):
+class TextData(TrainData):
     """A corpus as ids, and what GPTData and BERTData have in common.
 
     corpus: from `load_corpus`. context: tokens in a window. batch_size: windows per optimiser step, over all devices.
@@ -214,12 +219,11 @@ class TextData(L.LightningDataModule):
         """Where the windows of a pass start, shuffled. Each pass cuts the text at another offset."""
         width = self.window
         last = len(self.train) - width - 1
-        offset = int(torch.randint(min(width, last + 1), (1,), generator=generator))
-        starts = torch.arange(offset, last + 1, width)
+        offsets = min(width, last + 1)
+        offset = int(torch.randint(offsets, (1,), generator=generator))
+        n = (last + 1 - offsets) // width + 1  # fits at every offset, so that all passes are equally long
+        starts = offset + width * torch.arange(n)
         return starts[torch.randperm(len(starts), generator=generator)]
-
-    def train_dataloader(self) -> TrainBatches:
-        return TrainBatches(self.order, self.make, self.batch_size, self.seed, **shard(self.trainer))
 
     def val_dataloader(self) -> EvalBatches:
         return EvalBatches(*self.held_out(self.validation), batch_size=self.eval_batch_size, **shard(self.trainer))
