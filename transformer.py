@@ -226,6 +226,7 @@ class Transformer(nn.Module):
         mask: (B, T), False at padding. caches: one per layer; the input then goes on where they end.
         scored: an index into (B, T), such as a boolean mask, of the states that go on to the head; it skips the rest.
         """
+        require(mask is None or mask.dtype == torch.bool, "mask", mask, "boolean: True where there is something to see")
         x = self.embed(*inputs) if caches is None else self.embed(*inputs, start=caches[0].length)
         for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
             x = block(x, mask, cache)
@@ -233,13 +234,13 @@ class Transformer(nn.Module):
         return self.head(x if scored is None else x[scored])
 
     @torch.no_grad()
-    def attention_maps(self, *inputs: Tensor, **options) -> list[Tensor]:
+    def attention_maps(self, *inputs: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """Run the ordinary forward pass once and return each layer's attention map (B, H, T, T), layer 0 first."""
         maps: list[Tensor] = []
         keep = lambda attention, inputs: maps.append(attention.weights(*inputs[:2]))  # noqa: E731
         hooks = [block.attention.register_forward_pre_hook(keep) for block in self.blocks]
         try:
-            self(*inputs, **options)
+            self(*inputs, mask=mask)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -283,15 +284,21 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, ids: Tensor, segments: Tensor | None = None, start: int = 0) -> Tensor:
         """ids and segments (B, T) of int64 -> (B, T, C)."""
-        require(ids.ndim == 2 and ids.dtype == torch.long, "ids", f"{ids.dtype} {tuple(ids.shape)}", "int64 (B, T)")
-        if ids.device.type == "cpu" and ids.numel():  # elsewhere, looking would hold up the device
-            low, high = ids.min().item(), ids.max().item()
-            known = low >= 0 and high < self.tokens.num_embeddings
-            require(known, "ids", f"{low}..{high}", f"at least 0 and below vocab_size={self.tokens.num_embeddings}")
-        x = self.tokens(ids)
+        x = self.look_up("ids", ids, self.tokens, "vocab_size")
         if self.segments is not None:
-            x = x + self.segments(torch.zeros_like(ids) if segments is None else segments)
+            segments = torch.zeros_like(ids) if segments is None else segments
+            x = x + self.look_up("segments", segments, self.segments, "n_segments")
+        else:
+            require(segments is None, "segments", "given", "left out: this model has none")
         return self.dropout(self.norm(self.positions(x, start)))
+
+    @staticmethod
+    def look_up(name: str, ids: Tensor, table: nn.Embedding, size: str) -> Tensor:
+        require(ids.ndim == 2 and ids.dtype == torch.long, name, f"{ids.dtype} {tuple(ids.shape)}", "int64 (B, T)")
+        if ids.device.type == "cpu" and ids.numel():  # elsewhere, looking would hold up the device
+            low, high, n = ids.min().item(), ids.max().item(), table.num_embeddings
+            require(low >= 0 and high < n, name, f"{low}..{high}", f"at least 0 and below {size}={n}")
+        return table(ids)
 
 
 class PatchEmbedding(nn.Module):
@@ -540,6 +547,7 @@ def train(module: LitTransformer, data: L.LightningDataModule, out: str | Path, 
     Leaves `out`/metrics.csv and `out`/checkpoints/{best,last}.ckpt, best by the validation loss. `resume` goes on
     from last.ckpt, to the weights, bit for bit on a CPU, that an uninterrupted run reaches.
     """
+    require(options.get("limit_val_batches") != 0, "limit_val_batches", 0, "above 0: the validation picks best.ckpt")
     last = Path(out, "checkpoints", "last.ckpt")
     if resume:
         require(last.is_file(), "resume", resume, f"False where there is no checkpoint {last}")

@@ -84,15 +84,19 @@ class EvalBatches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        n_items = len(tensors[0])
+        if n_items < world:
+            raise ValueError(f"devices={world}: must be at most the number of held-out items, {n_items}")
         self.tensors = [tensor[rank::world] for tensor in tensors]
         self.batch_size, self.make = batch_size, make
+        self.n_batches = -(-n_items // (batch_size * world))  # alike on all devices: they meet after each
 
     def __len__(self) -> int:
-        return -(-len(self.tensors[0]) // self.batch_size)
+        return self.n_batches
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        for i in range(len(self)):
-            yield self.make(*(tensor[i * self.batch_size : (i + 1) * self.batch_size] for tensor in self.tensors))
+        for batch in zip(*(tensor.tensor_split(self.n_batches) for tensor in self.tensors), strict=True):
+            yield self.make(*batch)
 
 
 class TrainData(L.LightningDataModule):

@@ -24,7 +24,7 @@ class DeltaW(L.Callback):
 
     def on_after_backward(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         gradient = module.model.embed.tokens.weight.grad
-        module.log("Δw", gradient.abs().sum(), on_step=False, on_epoch=True)
+        module.log("Δw", gradient.abs().sum(), on_step=False, on_epoch=True, batch_size=1)
 
 
 class IterLoss(L.Callback):
@@ -91,7 +91,7 @@ class SampleText(L.Callback):
         self.path, self.seed = out and Path(out, "samples.txt"), seed
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.current_epoch % self.every == 0 and trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:
+        if trainer.current_epoch % self.every == 0:
             self.write(trainer, module, f"epoch {trainer.current_epoch}")
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -100,10 +100,7 @@ class SampleText(L.Callback):
     def write(self, trainer: L.Trainer, module: L.LightningModule, title: str) -> None:
         if not trainer.is_global_zero:
             return
-        was_training = module.training
-        module.eval()
         text = f"--- {title} ---\n{write_on(module, self.words, self.prompt, self.length, seed=self.seed)}\n"
-        module.train(was_training)
         print(text, flush=True)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, but for parameter groups with `muon_lr`: momentum steps made orthogonal (Muon).
+    """AdamW, but for parameter groups with `momentum`: momentum steps made orthogonal (Muon).
 
     All directions of a matrix then learn at one speed, not only those with large gradients.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from utils.images import Augment
 
+SMALLER = {"n_layers": 4, "n_heads": 4, "positions": "rotary", "init_std": 0.05}
 LARGER = {"n_layers": 6, "n_heads": 6, "d_model": 384, "d_ff": 1536, "positions": "rotary"}
 DIGITS = Augment(degrees=15, shift=0.07, scale=0.15, shear=0.1, elastic=0.025)
 PHOTOGRAPHS = Augment(degrees=15, shift=0.1, scale=0.3, flip=True, colour=0.4)
@@ -18,7 +19,7 @@ PRESETS: dict[str, dict[str, dict]] = {
     "gpt": {
         "small": {
             "data": "python-docs",
-            "config": {"n_layers": 4, "n_heads": 4, "d_model": 128, "d_ff": 512, "positions": "rotary", "init_std": 0.05},
+            "config": SMALLER | {"d_model": 128, "d_ff": 512},
             "recipe": MUON | {"lr": 4e-3},
             "batches": {"context": 128, "batch_size": 16},
             "trainer": {"max_steps": 1900, "val_check_interval": 200},
@@ -42,7 +43,7 @@ PRESETS: dict[str, dict[str, dict]] = {
     "bert": {
         "small": {
             "data": "python-docs",
-            "config": {"n_layers": 4, "n_heads": 4, "d_model": 96, "d_ff": 384, "positions": "rotary", "init_std": 0.05},
+            "config": SMALLER | {"d_model": 96, "d_ff": 384},
             "recipe": MUON | {"lr": 4e-3},
             "batches": {"context": 64, "batch_size": 32, "mask_rate": 0.3, "random_rate": 0.0, "keep_rate": 0.0},
             "trainer": {"max_steps": 3600, "val_check_interval": 400},

@@ -13,7 +13,10 @@ def write_on(module: L.LightningModule, words: Words, prompt: str, length: int, 
     """The prompt and `length` tokens more. `sampling` as in DecoderTransformer.generate; top_k=50 by default."""
     ids = torch.tensor([words.encode(prompt).ids], device=module.device)
     generator = torch.Generator(module.device).manual_seed(seed)
+    was_training = module.training
+    module.eval()
     written = module.model.generate(ids, length, generator=generator, **{"top_k": 50} | sampling)
+    module.train(was_training)
     return words.decode(written[0].tolist(), skip_special_tokens=False)
 
 
