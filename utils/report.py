@@ -1,6 +1,7 @@
 """What a run leaves behind: summary.json, pictures, samples, and the table on the screen.
 
-`python -m utils.report runs/bert runs/vit runs/gpt` prints one table of finished runs.
+`python -m utils.report runs/bert runs/vit runs/gpt` prints one table of finished runs; with `--readme` it also
+writes it into the README.
 """
 
 from __future__ import annotations
@@ -167,24 +168,45 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def table(summaries: list[dict]) -> str:
-    """Model, data, figure, baselines, seconds: a line each."""
-    rows = [("model", "data", "figure on the test part", "baselines", "seconds")]
+def rows(summaries: list[dict]) -> list[tuple[str, ...]]:
+    """Model, data, figure, baselines, seconds: one row a run, under a row of titles."""
+    found = [("model", "data", "figure on the test part", "baselines", "seconds")]
     for summary in summaries:
-        figure, digits = summary["figure"], 3
-        value = f"{figure['name']} {figure['value']:.{digits}f}"
+        figure = summary["figure"]
+        value = f"{figure['name']} {figure['value']:.3f}"
         if "interval_95" in figure:
             value += " ({:.3f} to {:.3f})".format(*figure["interval_95"])
         elif "cross_entropy" in summary:
             value += f", cross-entropy {summary['cross_entropy']:.3f}"
         elif "nats_per_character" in summary:
             value += f", {summary['nats_per_character']:.3f} nats per character"
-        ladder = ", ".join(f"{name} {rung:.{digits}f}" for name, rung in summary["baselines"].items())
-        rows.append((summary["model"], summary["data"]["name"], value, ladder, f"{summary['seconds']:.0f}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        ladder = ", ".join(f"{name} {rung:.3f}" for name, rung in summary["baselines"].items())
+        found.append((summary["model"], summary["data"]["name"], value, ladder, f"{summary['seconds']:.0f}"))
+    return found
+
+
+def table(summaries: list[dict]) -> str:
+    """The rows for a terminal."""
+    found = rows(summaries)
+    widths = [max(map(len, column)) for column in zip(*found, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in found]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
+def into_readme(summaries: list[dict], readme: Path) -> None:
+    """Put the rows, as a table, between the README's two `results` marks."""
+    found = ["| " + " | ".join(row) + " |" for row in rows(summaries)]
+    found.insert(1, "|---" * 5 + "|")
+    before, _, rest = readme.read_text(encoding="utf-8").partition("<!-- results -->\n")
+    _, end, after = rest.partition("<!-- end of results -->")
+    if not end:
+        raise ValueError(f"readme={str(readme)!r}: must hold the marks <!-- results --> and <!-- end of results -->")
+    write(readme, f"{before}<!-- results -->\n{chr(10).join(found)}\n{end}{after}")
+
+
 if __name__ == "__main__":
-    print(table([json.loads(Path(folder, "summary.json").read_text(encoding="utf-8")) for folder in sys.argv[1:]]))
+    folders = [argument for argument in sys.argv[1:] if argument != "--readme"]
+    runs = [json.loads(Path(folder, "summary.json").read_text(encoding="utf-8")) for folder in folders]
+    print(table(runs))
+    if "--readme" in sys.argv:
+        into_readme(runs, Path(__file__).resolve().parent.parent / "README.md")
