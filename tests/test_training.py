@@ -449,7 +449,12 @@ def test_pictures_and_texts_are_written_whole_or_not_at_all(tmp_path, monkeypatc
     monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(OSError):
         plots.save(figure, tmp_path / "a.png")
-    monkeypatch.setattr(Path, "write_text", fail)
+
+    def fail_too(self, text, **_):
+        self.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_text", fail_too)
     with pytest.raises(OSError):
         report.write(tmp_path / "b.txt", "text")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.png", before)]

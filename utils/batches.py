@@ -38,6 +38,8 @@ class TrainBatches:
         self.order, self.make, self.batch_size = order, make, batch_size
         self.seed, self.rank, self.world = seed, rank, world
         self.epoch = self.batch = 0
+        if batch_size < world:
+            raise ValueError(f"devices={world}: must be at most batch_size={batch_size}")
         # A last, smaller batch counts only if it has an item for every device.
         n_items = len(order(torch.Generator().manual_seed(0)))
         self.n_batches = n_items // batch_size + (n_items % batch_size >= world)

@@ -58,9 +58,9 @@ def command(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> dict:
     """Train, test and report; returns the summary."""
-    for name, least in {"max_epochs": 1, "max_steps": 1, "max_time": 1, "eval_iters": 1, "seed": 0}.items():
-        value = getattr(options, name)
-        require(value is None or value >= least, name, value, f"at least {least}")
+    for name in ("max_epochs", "max_steps", "max_time", "eval_iters", "seed"):
+        value, least, most = getattr(options, name), int(name != "seed"), 2**32 - 1
+        require(value is None or least <= value <= most, name, value, f"at least {least} and at most {most}")
     presets = PRESETS[options.model]
     require(options.preset in presets, "preset", options.preset, f"one of {', '.join(presets)}")
     preset = presets[options.preset]
@@ -72,14 +72,17 @@ def run(options: argparse.Namespace) -> dict:
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", category=UserWarning, module="torch.optim.lr_scheduler")
     torch.set_float32_matmul_precision("high")
+    arguments = limits(options, preset)
     data = load_data(options, preset)
     module = build(options.model, preset, data, options.seed)
+    # Wrong devices or strategies are refused here, before an earlier run is taken away.
+    L.Trainer(**arguments, logger=False, enable_checkpointing=False)
     report.open_run(out, module, options.resume)
 
     callbacks = [StopCleanly(out / "checkpoints" / "last.ckpt"), *watchers(options, data, out)]
     began = time.perf_counter()
     try:
-        transformer.train(module, data, out, options.resume, callbacks=callbacks, **limits(options, preset))
+        transformer.train(module, data, out, options.resume, callbacks=callbacks, **arguments)
     except SystemExit:  # Lightning's answer to Ctrl-C
         print(f"Stopped; all is in {out}/checkpoints/last.ckpt: go on with this command and --resume", file=sys.stderr)
         raise
@@ -153,4 +156,6 @@ def limits(options: argparse.Namespace, preset: dict) -> dict:
         value = getattr(options, name)
         if value is not None:
             arguments[name] = int(value) if re.fullmatch(r"-?\d+", value) else value
+    devices, most = arguments.get("devices"), preset["batches"]["batch_size"]
+    require(not isinstance(devices, int) or devices <= most, "devices", devices, f"at most batch_size={most}")
     return arguments | {"enable_progress_bar": sys.stderr.isatty()}

@@ -46,7 +46,7 @@ PRESETS: dict[str, dict[str, dict]] = {
             "config": SMALLER | {"d_model": 96, "d_ff": 384},
             "recipe": MUON | {"lr": 4e-3},
             "batches": {"context": 64, "batch_size": 32, "mask_rate": 0.3, "random_rate": 0.0, "keep_rate": 0.0},
-            "trainer": {"max_steps": 3600, "val_check_interval": 400},
+            "trainer": {"max_steps": 3400, "val_check_interval": 400},
         },
         "full": {
             "data": "wikitext-2",

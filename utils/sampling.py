@@ -12,6 +12,8 @@ from tokenizers import Tokenizer as Words
 def write_on(module: L.LightningModule, words: Words, prompt: str, length: int, seed: int = 0, **sampling) -> str:
     """The prompt and `length` tokens more. `sampling` as in DecoderTransformer.generate; top_k=50 by default."""
     ids = torch.tensor([words.encode(prompt).ids], device=module.device)
+    if ids.numel() == 0:
+        raise ValueError(f"prompt={prompt!r}: must hold at least one word")
     generator = torch.Generator(module.device).manual_seed(seed)
     was_training = module.training
     module.eval()

@@ -174,6 +174,9 @@ def wordpiece_tokenizer(text: str, vocab_size: int) -> Tokenizer:
     trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     trained.normalizer, trained.pre_tokenizer = normalizer, splitter
     trained.train_from_iterator([text], trainer)
+    if trained.get_vocab_size() > vocab_size:
+        need = f"at least {trained.get_vocab_size()}: every letter of the text needs an id"
+        raise ValueError(f"vocab_size={vocab_size}: must be {need}")
     tokenizer = Tokenizer(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))  # here ##a is not special
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.decoder = decoders.WordPiece()
@@ -304,7 +307,8 @@ class BERTData(TextData):
             raise ValueError(f"context={context}: must be at least 3: [CLS], a token, [SEP]")
         for name, rate in {"mask_rate": mask_rate, "random_rate": random_rate, "keep_rate": keep_rate}.items():
             if not 0 <= rate <= 1 or name == "mask_rate" and rate == 0:
-                raise ValueError(f"{name}={rate}: must be a share of the tokens, above 0 and at most 1")
+                least = "above 0" if name == "mask_rate" else "at least 0"
+                raise ValueError(f"{name}={rate}: must be a share of the tokens, {least} and at most 1")
         self.window = context - 2
         self.mask_rate, self.random_rate, self.keep_rate = mask_rate, random_rate, keep_rate
         tokenizer = tokenizer or wordpiece_tokenizer(corpus.train, vocab_size)
