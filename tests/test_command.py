@@ -157,7 +157,7 @@ COMMANDS = {  # {} is the folder of files
     "devices": Row("gpt --accelerator cpu --devices 0", "devices", "0", ""),
     "accelerator": Row("gpt --accelerator abacus", "accelerator", "abacus", "cpu"),
     "more devices than items": Row("gpt --devices 99", "devices", "99", "at most batch_size=8"),
-    "missing hardware": Row("gpt --accelerator tpu", "", "TPU", ""),
+    "missing hardware": Row("gpt --accelerator tpu", "", "", "xla"),
     "strategy": Row("gpt --strategy hope", "strategy", "hope", ""),
     "precision": Row("gpt --precision 7", "precision", "7", "32"),
     "out below a file": Row("gpt --out {}/good.txt/run", "out", "good.txt/run", "folder that can be written"),

@@ -50,7 +50,7 @@ def command(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         run(options)
-    except (ValueError, OSError, MisconfigurationException) as error:
+    except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         print(f"transformer.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

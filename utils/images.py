@@ -152,8 +152,9 @@ def read_pictures(folder: Path, classes: list[str], size: int) -> Part:
     for path, _ in paths:
         try:
             with Image.open(path) as picture:
-                mode = "L" if picture.mode in ("1", "L", "I;16") else "RGB"
-                picture = picture.convert(mode)
+                if picture.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
+                    picture = picture.point(lambda level: level / 257)
+                picture = picture.convert("L" if picture.mode in ("1", "L", "LA", "I", "I;16") else "RGB")
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
             raise ValueError(f"data={str(path)!r}: must be a readable picture ({error})") from error
         scale = size / min(picture.size)
@@ -250,7 +251,8 @@ class ImageData(TrainData):
         self.classes, self.n_classes = images.classes, len(images.classes)
         self.channels, self.image_size = images.train[0].shape[1:3]
         pictures = images.train[0].float()
-        self.mean, self.std = pictures.mean((0, 2, 3)).view(-1, 1, 1), pictures.std((0, 2, 3)).view(-1, 1, 1)
+        self.mean = pictures.mean((0, 2, 3)).view(-1, 1, 1)
+        self.std = pictures.std((0, 2, 3)).view(-1, 1, 1).clamp(min=1)  # above 0 where all pictures are of one colour
 
     def normalize(self, pictures: Tensor) -> Tensor:
         """uint8 (B, channels, h, w) -> float of mean 0 and deviation 1 over the training part."""
