@@ -467,7 +467,7 @@ class LitTransformer(L.LightningModule):
         loss = self.criterion(logits, targets)
         figures = {f"{stage}_loss": loss, f"{stage}_acc": self.accuracy_fn(logits, targets)}
         how = {"on_step": stage != "test", "on_epoch": True, "prog_bar": True, "sync_dist": stage != "train"}
-        self.log_dict(figures, batch_size=len(targets), **how)
+        self.log_dict(figures, batch_size=float(len(targets)), **how)  # a float: Lightning would round its mean off
         return loss
 
     def training_step(self, batch: tuple[Tensor, ...], _: int) -> Tensor:
