@@ -10,8 +10,6 @@ Papers: Vaswani (2017, "Attention is all you need"), BERT (Devlin 2018), GPT-2 (
 RoFormer (Su 2021).
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Iterator
@@ -21,7 +19,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -77,7 +75,6 @@ VIT_B16 = Config(max_len=197, norm_eps=1e-12)  # 14 x 14 patches and the class t
 # ------------------------------------------------------------------------------------------------ the trunk
 class KVCache:
     """The keys and values that one layer has read so far, in memory set aside once: (B, H, max_len, D) each."""
-
     def __init__(self, batch: int, config: Config, like: Tensor) -> None:
         shape = (batch, config.n_heads, config.max_len, config.d_model // config.n_heads)
         self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
@@ -91,16 +88,18 @@ class KVCache:
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
-def frequencies(length: int, width: int) -> Tensor:
-    """(length, width / 2): position x frequency, from 1 down to 1/10000 in equal ratios (Vaswani, 3.5)."""
-    return torch.arange(length)[:, None] * 10_000.0 ** -(torch.arange(0, width, 2) / width)
+def frequencies(start: int, stop: int, width: int, device: torch.device | None = None) -> Tensor:
+    """(stop - start, width / 2): position x frequency, from 1 down to 1/10000 in equal ratios (Vaswani, 3.5)."""
+    positions = torch.arange(start, stop, device=device)[:, None]
+    return positions * 10_000.0 ** -(torch.arange(0, width, 2, device=device) / width)
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn each pair of features (i, i + D/2) of x (..., T, D) by angles (T, D/2) (RoFormer, 3.2).
+def rotate(x: Tensor, start: int = 0) -> Tensor:
+    """Turn each pair of features (i, i + D/2) of x (..., T, D), by position x frequency (RoFormer, 3.2).
 
     A query at position m and a key at n then meet at an angle that depends on m - n alone.
     """
+    angles = frequencies(start, start + x.shape[-2], x.shape[-1], x.device)  # float32, whatever x is
     a, b = x.chunk(2, dim=-1)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
@@ -108,23 +107,18 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 class Attention(nn.Module):
     """softmax(Q K^T / sqrt(D)) V in H heads at once (Vaswani, 3.2)."""
-
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.n_heads, self.causal, self.dropout = config.n_heads, config.causal, config.dropout
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
         self.out = nn.Linear(config.d_model, config.d_model)
-        angles = frequencies(config.max_len, config.d_model // config.n_heads)
-        self.angles = nn.Buffer(angles, persistent=False) if config.positions == "rotary" else None
+        self.rotary = config.positions == "rotary"
 
     def project(self, x: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, C) -> queries (B, H, T, D), keys and values (B, H, S, D)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
         qk, v = qkv[:2], qkv[2]
-        if self.angles is not None:
-            start = cache.length if cache is not None else 0
-            qk = rotate(qk, self.angles[start : start + x.shape[1]])
-        q, k = qk
+        q, k = rotate(qk, start=cache.length if cache else 0) if self.rotary else qk
         return (q, k, v) if cache is None else (q, *cache.append(k, v))
 
     def visible(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -141,12 +135,9 @@ class Attention(nn.Module):
         q, k, v = self.project(x, cache)
         # SDPA's own causal mask is aligned to the top left: right only while no earlier keys are cached.
         is_causal = self.causal and mask is None and q.shape[2] == k.shape[2]
-        y = F.scaled_dot_product_attention(
-            q, k, v,
-            attn_mask=None if is_causal else self.visible(q, k, mask),
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=is_causal,
-        )  # fmt: skip
+        visible = None if is_causal else self.visible(q, k, mask)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout, is_causal=is_causal)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -157,13 +148,8 @@ class Attention(nn.Module):
         return (scores if visible is None else scores.masked_fill(~visible, -math.inf)).softmax(-1)
 
 
-def norm(config: Config) -> nn.LayerNorm:
-    return nn.LayerNorm(config.d_model, eps=config.norm_eps)
-
-
 class MLP(nn.Module):
     """Two linear maps with a bend between them, at every position alike (Vaswani, 3.3)."""
-
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.up = nn.Linear(config.d_model, config.d_ff)
@@ -177,12 +163,12 @@ class MLP(nn.Module):
 
 class Block(nn.Module):
     """Attention moves information between positions, the MLP works on each; both add to the residual stream."""
-
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.norm_first = config.norm_first
         self.attention, self.mlp = Attention(config), MLP(config)
-        self.norm1, self.norm2 = norm(config), norm(config)
+        self.norm1 = nn.LayerNorm(config.d_model, config.norm_eps)
+        self.norm2 = nn.LayerNorm(config.d_model, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
@@ -196,13 +182,12 @@ class Block(nn.Module):
 
 class Transformer(nn.Module):
     """embed -> blocks -> norm -> head: what the three models have in common."""
-
     def __init__(self, config: Config, embed: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.config, self.embed = config, embed
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         # In post-norm every block has normalised its own output.
-        self.norm = norm(config) if config.norm_first else nn.Identity()
+        self.norm = nn.LayerNorm(config.d_model, config.norm_eps) if config.norm_first else nn.Identity()
         self.head = head
         self.init_weights()
 
@@ -210,11 +195,9 @@ class Transformer(nn.Module):
         """Normal weights, zero biases; what writes to the residual stream is scaled by its depth (GPT-2, 2.3)."""
         for module in self.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                if isinstance(module, nn.LayerNorm):
-                    module.reset_parameters()
-                elif name == "bias":
+                if name == "bias":
                     nn.init.zeros_(parameter)
-                else:
+                elif not isinstance(module, nn.LayerNorm):
                     nn.init.normal_(parameter, std=self.config.init_std)
         for block in self.blocks:
             for layer in (block.attention.out, block.mlp.down):
@@ -250,14 +233,13 @@ class Transformer(nn.Module):
 # ------------------------------------------------------------------------------------------------ the two ends
 class Positions(nn.Module):
     """Tell each vector where it stands: by a learned table, by sines and cosines, or not here (rotary)."""
-
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.max_len, self.scale = config.max_len, 1.0
         if config.positions == "learned":
             self.table = nn.Parameter(torch.empty(config.max_len, config.d_model))
         elif config.positions == "sinusoidal":
-            angles = frequencies(config.max_len, config.d_model)
+            angles = frequencies(0, config.max_len, config.d_model)
             self.table = nn.Buffer(torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1), persistent=False)
             self.scale = math.sqrt(config.d_model)  # so that the sines do not drown the words (Vaswani, 3.4)
         else:
@@ -272,14 +254,13 @@ class Positions(nn.Module):
 
 class TokenEmbedding(nn.Module):
     """Word ids to vectors: word + position (+ segment and a norm in BERT: BERT, figure 2)."""
-
     def __init__(self, config: Config, vocab_size: int, n_segments: int = 0) -> None:
         super().__init__()
         require(vocab_size > 1, "vocab_size", vocab_size, "at least 2")
         self.tokens = nn.Embedding(vocab_size, config.d_model)
         self.segments = nn.Embedding(n_segments, config.d_model) if n_segments else None
         self.positions = Positions(config)
-        self.norm = nn.Identity() if config.norm_first else norm(config)
+        self.norm = nn.Identity() if config.norm_first else nn.LayerNorm(config.d_model, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids: Tensor, segments: Tensor | None = None, start: int = 0) -> Tensor:
@@ -303,7 +284,6 @@ class TokenEmbedding(nn.Module):
 
 class PatchEmbedding(nn.Module):
     """A picture as a sentence: a class token, then each patch through one linear map (ViT, 3.1)."""
-
     def __init__(self, config: Config, image_size: int, patch_size: int, channels: int = 3) -> None:
         super().__init__()
         self.input_shape = (channels, image_size, image_size)
@@ -324,18 +304,16 @@ class PatchEmbedding(nn.Module):
 
 class MLMHead(nn.Sequential):
     """States (..., C) to words (..., V): dense, activation, norm, then the word table read backwards (BERT, 3.1)."""
-
     def __init__(self, config: Config, tokens: nn.Embedding, tied: bool = True) -> None:
         decoder = nn.Linear(config.d_model, tokens.num_embeddings)
         if tied:
             decoder.weight = tokens.weight
         dense, activation = nn.Linear(config.d_model, config.d_model), ACTIVATIONS[config.activation]()
-        super().__init__(dense, activation, norm(config), decoder)
+        super().__init__(dense, activation, nn.LayerNorm(config.d_model, config.norm_eps), decoder)
 
 
 class ClassHead(nn.Module):
     """The state of the first token to classes; BERT pools it through dense and tanh first (BERT, 4.1)."""
-
     def __init__(self, config: Config, n_classes: int, pooler: bool = False) -> None:
         super().__init__()
         require(n_classes > 1, "n_classes", n_classes, "at least 2")
@@ -350,7 +328,6 @@ class ClassHead(nn.Module):
 # ------------------------------------------------------------------------------------------------ the models
 class EncoderTransformer(Transformer):
     """BERT and ViT: every position sees every other."""
-
     @classmethod
     def bert(cls, config: Config, vocab_size: int, n_segments: int = 2, n_classes: int = 0, tied: bool = True):
         """ids (B, T) -> logits (B, T, V) for every word or, given `n_classes`, (B, K) for the whole text."""
@@ -372,7 +349,6 @@ class EncoderTransformer(Transformer):
 
 class DecoderTransformer(Transformer):
     """GPT: a position sees only itself and what came before, so that the model can write on."""
-
     def __init__(self, config: Config, vocab_size: int, tied: bool = True) -> None:
         require(config.causal, "causal", config.causal, "True in a decoder")
         embed = TokenEmbedding(config, vocab_size)
@@ -451,8 +427,10 @@ torch.serialization.add_safe_globals([Config, Recipe])  # checkpoints hold them,
 
 
 class LitTransformer(L.LightningModule):
-    """The one training step: `*inputs, targets = batch`, cross-entropy wherever the target is not -100."""
+    """The one training step: `*inputs, targets = batch`, cross-entropy wherever the target is not -100.
 
+    The last of the inputs may be boolean: the mask, False at padding.
+    """
     def __init__(self, model: Transformer, n_classes: int, recipe: Recipe) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
@@ -462,8 +440,9 @@ class LitTransformer(L.LightningModule):
     def step(self, batch: tuple[Tensor, ...], stage: str) -> Tensor:
         """Loss over the N scored targets. Logged per step and, weighted by N and so exact, per epoch."""
         *inputs, targets = batch
+        mask = inputs.pop() if inputs[-1].dtype == torch.bool else None
         scored = targets != -100
-        logits, targets = self.model(*inputs, scored=scored), targets[scored]
+        logits, targets = self.model(*inputs, mask=mask, scored=scored), targets[scored]
         loss = self.criterion(logits, targets)
         figures = {f"{stage}_loss": loss, f"{stage}_acc": self.accuracy_fn(logits, targets)}
         how = {"on_step": stage != "test", "on_epoch": True, "prog_bar": True, "sync_dist": stage != "train"}
@@ -488,35 +467,14 @@ class LitTransformer(L.LightningModule):
         self.trainer.should_stop |= self.trainer.global_step >= self.trainer.estimated_stepping_batches
 
     def configure_optimizers(self) -> dict:
-        """AdamW or Muon in three groups: matrices of the blocks, other matrices, and what must not decay."""
-        recipe, kind = self.recipe, torch.optim.AdamW
-        tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}  # and a head tied to one
-        linear = {id(m.weight) for m in self.modules() if isinstance(m, (nn.Linear, nn.Conv2d))} - tables
-        blocks = linear & {id(p) for p in self.model.blocks.parameters()}
-        parts = (blocks, linear - blocks, {id(p) for p in self.parameters()} - linear)
-        groups = [{"params": [p for p in self.parameters() if id(p) in part]} for part in parts]
-        groups[2]["weight_decay"] = 0.0
-        if recipe.optimizer == "muon":
-            from utils.muon import Muon as kind
+        """AdamW or Muon, and the learning rate's course, as the recipe says: utils/optim.py."""
+        from utils.optim import optimizer_and_schedule
 
-            groups[0] |= {"lr": recipe.muon_lr, "momentum": 0.95}
-        optimizer = kind(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def lr_factor(self, step: int) -> float:
-        """Linear warm-up, then a cosine over the run's steps or its time, whichever is nearer to its end."""
-        # Asked at step 0, Lightning would set up the batches before it has read where a resumed run goes on.
-        done = step / self.trainer.estimated_stepping_batches if step else 0.0
-        for timer in (c for c in self.trainer.callbacks if isinstance(c, Timer)):
-            done = max(done, timer.time_elapsed() / (timer.time_elapsed() + timer.time_remaining()))
-        low, warm = self.recipe.final_lr, min(1, (step + 1) / (self.recipe.warmup + 1))
-        return warm * (low + (1 - low) * (1 + math.cos(math.pi * min(done, 1))) / 2)
+        return optimizer_and_schedule(self, self.recipe)
 
 
 class BERT(LitTransformer):
     """Words in, with some masked; the masked words out (BERT, 3.1). With `n_classes`, a text's class instead."""
-
     def __init__(self, config: Config, vocab_size: int, recipe: Recipe, n_classes: int = 0, tied: bool = True) -> None:
         model = EncoderTransformer.bert(config, vocab_size, n_classes=n_classes, tied=tied)
         super().__init__(model, n_classes or vocab_size, recipe)
@@ -525,7 +483,6 @@ class BERT(LitTransformer):
 
 class GPT(LitTransformer):
     """Words in, the next word out at every position (GPT-2, 2)."""
-
     def __init__(self, config: Config, vocab_size: int, recipe: Recipe, tied: bool = True) -> None:
         super().__init__(DecoderTransformer(config, vocab_size, tied), vocab_size, recipe)
         self.save_hyperparameters(logger=False)
@@ -533,10 +490,7 @@ class GPT(LitTransformer):
 
 class ViT(LitTransformer):
     """A picture in, its class out (ViT, 3.1)."""
-
-    def __init__(
-        self, config: Config, image_size: int, patch_size: int, n_classes: int, recipe: Recipe, channels: int = 3
-    ) -> None:
+    def __init__(self, config: Config, image_size: int, patch_size: int, n_classes: int, recipe: Recipe, channels=3):
         super().__init__(EncoderTransformer.vit(config, image_size, patch_size, n_classes, channels), n_classes, recipe)
         self.save_hyperparameters(logger=False)
 
@@ -549,10 +503,7 @@ def train(module: LitTransformer, data: L.LightningDataModule, out: str | Path, 
     """
     require(options.get("limit_val_batches") != 0, "limit_val_batches", 0, "above 0: the validation picks best.ckpt")
     last = Path(out, "checkpoints", "last.ckpt")
-    if resume:
-        require(last.is_file(), "resume", resume, f"False where there is no checkpoint {last}")
-        saved = torch.load(last, map_location="cpu", weights_only=True)["hyper_parameters"]
-        require(saved == dict(module.hparams), "resume", resume, f"False where {last} is of another model: {saved}")
+    require(last.is_file() or not resume, "resume", resume, f"False where there is no checkpoint {last}")
     keep = {"dirpath": last.parent, "enable_version_counter": False}
     savers = [ModelCheckpoint(filename="best", monitor="val_loss", **keep), ModelCheckpoint(filename="last", **keep)]
     options = {"gradient_clip_val": 1.0, "num_sanity_val_steps": 0, "log_every_n_steps": 10} | options
@@ -585,6 +536,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from transformer import main  # checkpoints name transformer.Config, not __main__.Config
-
     main()

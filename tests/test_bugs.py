@@ -77,7 +77,7 @@ class Oracle(nn.Module):
         super().__init__()
         self.logits = F.one_hot(answers, size) * 100.0
 
-    def forward(self, ids, scored):
+    def forward(self, ids, mask, scored):
         return self.logits[scored]
 
 
@@ -291,8 +291,8 @@ def ten_outputs(original, head, config, n_classes, **options):
     original(head, config, 10, **options)
 
 
-def doubled_exponent(original, length, width):
-    return torch.arange(length)[:, None] * 10_000.0 ** (-2 * torch.arange(0, width, 2) / width)
+def doubled_exponent(original, start, stop, width, device=None):
+    return torch.arange(start, stop)[:, None] * 10_000.0 ** (-2 * torch.arange(0, width, 2) / width)
 
 
 def mixed_patches(original, embed, images):

@@ -220,6 +220,30 @@ def test_resume_with_another_model(files, tmp_path, capsys, model):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_resume_from_a_damaged_checkpoint(files, tmp_path, capsys):
+    arguments = ["bert", "--data", str(files / "good.txt"), "--max-steps", "2", "--out", str(tmp_path)]
+    assert command.command(arguments) == 0
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    for damaged in (last.read_bytes()[:-100], b"", b"no checkpoint at all"):
+        last.write_bytes(damaged)
+        capsys.readouterr()
+        assert command.command([*arguments, "--resume"]) == 2
+        assert_one_line(Row(None, "resume", "True", "damaged"), capsys.readouterr().err)
+        assert last.read_bytes() == damaged
+
+
+def test_an_earlier_run_is_kept(files, tmp_path, capsys):
+    arguments = ["bert", "--data", str(files / "good.txt"), "--max-steps", "2", "--out", str(tmp_path)]
+    found = []
+    for seed in range(3):
+        assert command.command([*arguments, "--seed", str(seed)]) == 0
+        found.append({str(p.relative_to(tmp_path)): p.read_bytes() for p in tmp_path.rglob("*.*") if "earlier" not in str(p.relative_to(tmp_path))})
+        for n in range(seed):
+            there = tmp_path / f"earlier-{n + 1}"
+            assert {str(p.relative_to(there)): p.read_bytes() for p in there.rglob("*.*")} == found[n]
+    assert "earlier-2" in capsys.readouterr().out
+
+
 def test_full_disk_is_seen_before_training(files, tmp_path, capsys, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))

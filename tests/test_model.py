@@ -426,3 +426,11 @@ def test_half_precision_is_finite(model, inputs, dtype):
     if isinstance(model, EncoderTransformer) and inputs.dtype == torch.long:
         mask = torch.arange(10) < torch.tensor([[10], [6], [1]])  # a fill of -1e9 would overflow
         assert model.to(dtype)(inputs, mask=mask).isfinite().all()
+
+
+def test_rotary_angles_stay_exact_in_half_precision():
+    """At position 900 bfloat16 would round the angle itself by up to 2 radians."""
+    x = torch.randn(1, 1, 1000, 8, dtype=torch.float64)
+    exact, half = transformer.rotate(x), transformer.rotate(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    close(half.double(), exact, rtol=0, atol=0.05)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformer import BERT, GPT, Config, Recipe, ViT, train
 from utils.baselines import witten_bell
 from utils.batches import EvalBatches, TrainBatches
-from utils.muon import Muon, orthogonalize
+from utils.optim import Muon, lr_factor, orthogonalize
 from utils.text import BERTData, Corpus, GPTData
 
 QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False}
@@ -154,7 +154,7 @@ def test_fused_qkv_takes_three_orthogonal_steps():
     parts = [with_spread(8, 8, seed) * size for seed, size in enumerate((1.0, 0.1, 0.01))]
     weight = torch.nn.Parameter(torch.zeros(24, 8))
     weight.grad = torch.cat(parts)
-    Muon([{"params": [weight], "momentum": 0.95}], lr=0.5, weight_decay=0.0).step()
+    Muon([{"params": [weight], "momentum": 0.95, "parts": 3}], lr=0.5, weight_decay=0.0).step()
     for part, moved in zip(parts, weight.detach().chunk(3), strict=True):
         values = torch.linalg.svdvals(moved / 0.5)
         assert values.min() > 0.6 and values.max() < 1.3
@@ -166,7 +166,7 @@ def test_muon_steps_further_in_tall_matrices(rows, columns, size):
     """By the root of rows / columns, so that a step changes what comes out alike, whatever the shape."""
     weight = torch.nn.Parameter(torch.zeros(rows, columns))
     weight.grad = with_spread(rows, columns)
-    Muon([{"params": [weight], "momentum": 0.95}], lr=0.5, weight_decay=0.0).step()
+    Muon([{"params": [weight], "momentum": 0.95, "parts": 1}], lr=0.5, weight_decay=0.0).step()
     values = torch.linalg.svdvals(weight.detach()) / 0.5 / size
     assert values.min() > 0.6 and values.max() < 1.3
 
@@ -174,7 +174,7 @@ def test_muon_steps_further_in_tall_matrices(rows, columns, size):
 def test_muon_decays_and_keeps_momentum():
     weight, grads = torch.nn.Parameter(with_spread(6, 6)), [with_spread(6, 6, seed) for seed in (1, 2)]
     expected, velocity = weight.detach().clone(), torch.zeros(6, 6)
-    optimizer = Muon([{"params": [weight], "momentum": 0.9}], lr=0.1, weight_decay=0.5)
+    optimizer = Muon([{"params": [weight], "momentum": 0.9, "parts": 1}], lr=0.1, weight_decay=0.5)
     for grad in grads:
         weight.grad = grad.clone()
         optimizer.step()
@@ -197,7 +197,7 @@ def optimize(optimizer, parameters, steps):
 
 
 def muon(parameters):
-    groups = [{"params": parameters[:2], "momentum": 0.95, "lr": 0.02}, {"params": parameters[2:]}]
+    groups = [{"params": parameters[:2], "momentum": 0.95, "lr": 0.02, "parts": 1}, {"params": parameters[2:]}]
     return Muon(groups, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
 
 
@@ -240,9 +240,7 @@ def test_every_parameter_is_in_one_group(kind, optimizer):
 
 
 def test_learning_rate_rises_then_falls_as_a_cosine():
-    module = lit("gpt", Recipe(warmup=99, final_lr=0.1))
-    module.trainer = TRAINER
-    factors = [module.lr_factor(step) for step in range(1001)]
+    factors = [lr_factor(Recipe(warmup=99, final_lr=0.1), TRAINER, step) for step in range(1001)]
     assert factors[0] == pytest.approx(0.01) and factors[49] == pytest.approx(0.5, rel=0.02)
     assert factors.index(max(factors)) in (98, 99)
     assert factors[500] == pytest.approx(0.55) and factors[250] == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)

@@ -14,21 +14,27 @@ import shutil
 import sys
 import tempfile
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
+from pickle import UnpicklingError
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from utils import baselines, plots
 from utils.images import ImageData
 from utils.text import BERTData, GPTData
 
 PICTURES, TEXTS = ("loss.png", "attention.png"), ("samples.txt", "predictions.txt", "tokenizer.json", "metrics.csv")
-OUTPUTS = ("summary.json", *PICTURES, *TEXTS)
+OUTPUTS = ("summary.json", "checkpoints", *PICTURES, *TEXTS)
 
 
 def open_run(out: Path, module: L.LightningModule, resume: bool) -> None:
-    """Make `out`, or raise a ValueError that says why it cannot hold a run. Takes an earlier run's results away."""
+    """Make `out`, or raise a ValueError that says why it cannot hold a run or why the run there cannot go on.
+
+    Unless it goes on, what an earlier run left there is moved into `out`/earlier-1 (or -2, ...).
+    """
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     needed = 2 * 3 * weights + 2**24  # two checkpoints of the weights and both moments, and some room
     try:
@@ -39,10 +45,26 @@ def open_run(out: Path, module: L.LightningModule, resume: bool) -> None:
         raise ValueError(f"out={str(out)!r}: must be a folder that can be written ({error.strerror})") from error
     if free < needed:
         raise ValueError(f"out={str(out)!r}: must have {needed / 2**20:.0f} MiB free, and has {free / 2**20:.0f}")
-    if not resume:
-        for name in OUTPUTS:
-            (out / name).unlink(missing_ok=True)
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    if resume:
+        check_checkpoint(out / "checkpoints" / "last.ckpt", module)
+    elif rank_zero_only.rank == 0:
+        earlier = [out / name for name in OUTPUTS if (out / name).exists()]
+        if earlier:
+            there = next(folder for n in count(1) if not (folder := out / f"earlier-{n}").exists())
+            there.mkdir()
+            for path in earlier:
+                path.rename(there / path.name)
+            print(f"the earlier run's files are in {there} now")
+
+
+def check_checkpoint(last: Path, module: L.LightningModule) -> None:
+    """Raise a ValueError unless `last` is a whole checkpoint of a module such as this one."""
+    try:
+        saved = torch.load(last, map_location="cpu", weights_only=True)["hyper_parameters"]
+    except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
+        raise ValueError(f"resume=True: must be left out, because {last} is damaged or no checkpoint") from error
+    if saved != dict(module.hparams):
+        raise ValueError(f"resume=True: must be left out, because {last} is of another model: {saved}")
 
 
 def write(path: Path, text: str) -> None:
