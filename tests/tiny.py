@@ -44,6 +44,7 @@ def presets() -> dict:
             "smooth": small | {"config": small["config"] | {"dropout": 0.0}},
             "wide": small | {"config": small["config"] | {"d_model": 32}},
             "s17": small | {"trainer": {"max_epochs": 2}},
+            "finetune": small | {"trainer": {"max_epochs": 3}},
         }
     return found
 

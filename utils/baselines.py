@@ -116,6 +116,21 @@ def image_ladder(train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) 
     }
 
 
+def table_ladder(train: tuple[list[str], list[int]], held_out: tuple[list[str], list[int]]) -> dict[str, float]:
+    """Accuracy of the largest class of the training part, and of logistic regression on words weighted by TF-IDF."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    largest = max(set(train[1]), key=train[1].count)
+    words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
+    model = make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000))
+    return {
+        "largest class": sum(label == largest for label in held_out[1]) / len(held_out[1]),
+        "TF-IDF, logistic regression": float(model.fit(*train).score(*held_out)),
+    }
+
+
 def interval(accuracy: float, n: int) -> tuple[float, float]:
     """The 95 % interval of an accuracy measured on n items (Wilson 1927)."""
     z = 1.96

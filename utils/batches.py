@@ -14,6 +14,13 @@ def shard(trainer: L.Trainer | None) -> dict[str, int]:
     return {} if trainer is None else {"rank": trainer.global_rank, "world": trainer.world_size}
 
 
+def pad(lines: list[list[int]], value: int = 0) -> tuple[Tensor, Tensor]:
+    """Lines of ids of different lengths -> ids (B, T), filled up with `value`, and the mask (B, T), False there."""
+    lengths = torch.tensor([len(line) for line in lines])
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(line) for line in lines], True, value)
+    return ids, torch.arange(ids.shape[1]) < lengths[:, None]
+
+
 class TrainBatches:
     """Endless passes over a training part: iterating gives one pass, the next iteration the next pass.
 

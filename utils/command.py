@@ -13,13 +13,17 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from tokenizers import Tokenizer
 
 import transformer
-from transformer import BERT, GPT, Config, LitTransformer, Recipe, ViT, require
+from transformer import BERT, GPT, Config, LitTransformer, MLMHead, PatchEmbedding, Recipe, Transformer, ViT, require
 from utils import report
 from utils.callbacks import DeltaW, IterLoss, KeepHistory, Progress, SampleText, StopCleanly
 from utils.images import ImageData, load_images
 from utils.presets import PRESETS
+from utils.pretrained import load_pretrained
+from utils.processors import ImageTransform
+from utils.table import TableData, load_table
 from utils.text import BERTData, GPTData, load_corpus
 
 EPILOG = """In --out stay checkpoints/best.ckpt and last.ckpt, metrics.csv, loss.png, summary.json, and samples.txt
@@ -29,8 +33,12 @@ EPILOG = """In --out stay checkpoints/best.ckpt and last.ckpt, metrics.csv, loss
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("transformer.py", description=__doc__, epilog=EPILOG)
     parser.add_argument("model", choices=PRESETS)
-    parser.add_argument("--data", help="a data set's name, a text file or a folder of pictures (default: the preset's)")
-    parser.add_argument("--preset", default="small", help="small (CPU), full (GPU) or s17 (default: %(default)s)")
+    parser.add_argument("--data", help="a name, a text file, a folder of pictures or, for bert, a table .csv")
+    parser.add_argument("--preset", help="small (CPU), full (GPU), s17 or finetune (default: as the data ask)")
+    parser.add_argument("--pretrained", metavar="NAME|FOLDER", help="go on from official weights or from a run")
+    parser.add_argument("--freeze", action="store_true", help="with --pretrained: train the head alone")
+    parser.add_argument("--lr", type=float, metavar="X", help="AdamW's learning rate (default: the preset's)")
+    parser.add_argument("--image-size", type=int, metavar="N", help="vit: pixels (default: the preset's)")
     parser.add_argument("--tokenizer", help="gpt: bpe or char (default: char for shakespeare, else bpe)")
     parser.add_argument("--refit", action="store_true", help="train on the validation part too, once all is chosen")
     parser.add_argument("--max-epochs", type=int, metavar="N")
@@ -58,10 +66,15 @@ def command(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> dict:
     """Train, test and report; returns the summary."""
-    for name in ("max_epochs", "max_steps", "max_time", "eval_iters", "seed"):
+    for name in ("max_epochs", "max_steps", "max_time", "eval_iters", "seed", "image_size"):
         value, least, most = getattr(options, name), int(name != "seed"), 2**32 - 1
         require(value is None or least <= value <= most, name, value, f"at least {least} and at most {most}")
+    require(options.lr is None or options.lr > 0, "lr", options.lr, "above 0")
+    require(options.pretrained or not options.freeze, "freeze", True, "used with --pretrained")
+    require(options.model != "gpt" or not options.freeze, "freeze", True, "left out: GPT's head is its table of words")
     presets = PRESETS[options.model]
+    tuned = options.pretrained or is_table(options)
+    options.preset = options.preset or ("finetune" if tuned else "small")
     require(options.preset in presets, "preset", options.preset, f"one of {', '.join(presets)}")
     preset = presets[options.preset]
     out = options.out or Path("runs", options.model)
@@ -73,8 +86,11 @@ def run(options: argparse.Namespace) -> dict:
     warnings.filterwarnings("ignore", category=UserWarning, module="torch.optim.lr_scheduler")
     torch.set_float32_matmul_precision("high")
     arguments = limits(options, preset)
-    data = load_data(options, preset)
-    module = build(options.model, preset, data, options.seed)
+    base, processor = load_pretrained(options.pretrained) if options.pretrained else (None, None)
+    data = load_data(options, preset, base, processor)
+    L.seed_everything(options.seed, verbose=False)
+    recipe = Recipe(**preset["recipe"] | ({} if options.lr is None else {"lr": options.lr}), seed=options.seed)
+    module = build(options.model, preset, data, recipe) if base is None else go_on(options, preset, data, recipe, base)
     # Wrong devices or strategies are refused here, before an earlier run is taken away.
     L.Trainer(**arguments, logger=False, enable_checkpointing=False)
     report.open_run(out, module, options.resume)
@@ -95,26 +111,80 @@ def run(options: argparse.Namespace) -> dict:
     return summary
 
 
-def load_data(options: argparse.Namespace, preset: dict) -> L.LightningDataModule:
+def is_table(options: argparse.Namespace) -> bool:
+    return options.model == "bert" and (options.data or "").lower().endswith(".csv")
+
+
+def load_data(options: argparse.Namespace, preset: dict, base: Transformer | None = None, processor=None):
+    """The preset's data module, in the shapes and with the processor of the pretrained model where there is one."""
     name = options.data or preset["data"]
     arguments = preset["batches"] | {"seed": options.seed}
     if options.model == "vit":
         require(options.tokenizer is None, "tokenizer", options.tokenizer, "left out: pictures have no words")
-        images = load_images(name, preset["image_size"])
-        return ImageData(images.refit() if options.refit else images, **arguments)
+        size = options.image_size or (preset["image_size"] if base is None else base.embed.input_shape[1])
+        images = load_images(name, size)
+        images = images.refit() if options.refit else images
+        if base is not None and base.embed.input_shape[0] == 3:
+            images = images.rgb()
+        if isinstance(processor, ImageTransform):
+            arguments |= {"mean": processor.mean, "std": processor.std}
+        return ImageData(images, **arguments)
+    require(options.image_size is None, "image_size", options.image_size, "left out: words have no pixels")
+    if base is not None:
+        require(options.tokenizer is None, "tokenizer", options.tokenizer, "left out: it comes with the weights")
+        require(isinstance(processor, Tokenizer), "pretrained", options.pretrained, "one with a tokenizer")
+        n_words, size = processor.get_vocab_size(), base.embed.tokens.num_embeddings
+        require(n_words <= size, "pretrained", options.pretrained, f"one whose {n_words} words fit its table of {size}")
+        arguments |= {"tokenizer": processor, "context": min(arguments["context"], base.config.max_len)}
+    if is_table(options):
+        require(not options.refit, "refit", True, "left out: a table's validation part picks the best epoch")
+        require(options.tokenizer is None, "tokenizer", options.tokenizer, "left out: BERT's is WordPiece")
+        arguments = {name: arguments[name] for name in arguments if not name.endswith("_rate")}
+        return TableData(load_table(name), **arguments)
     corpus = load_corpus(name)
     corpus = corpus.refit() if options.refit else corpus
     if options.model == "bert":
         require(options.tokenizer is None, "tokenizer", options.tokenizer, "left out: BERT's is WordPiece")
         return BERTData(corpus, **arguments)
-    return GPTData(corpus, tokenizer=options.tokenizer or ("char" if name == "shakespeare" else "bpe"), **arguments)
+    default = "char" if name == "shakespeare" else "bpe"
+    return GPTData(corpus, **{"tokenizer": options.tokenizer or default} | arguments)
 
 
-def build(model: str, preset: dict, data: L.LightningDataModule, seed: int) -> LitTransformer:
+def go_on(options: argparse.Namespace, preset: dict, data: L.LightningDataModule, recipe: Recipe, base: Transformer):
+    """A module with pretrained weights: BERT and ViT get a new classifier where they classify."""
+    kind = "vit" if isinstance(base.embed, PatchEmbedding) else "gpt" if base.config.causal else "bert"
+    require(kind == options.model, "pretrained", options.pretrained, f"a {options.model}; it is a {kind}")
+    overrides = {"dropout": preset["config"].get("dropout", 0.0)}
+    if hasattr(data, "n_classes"):
+        overrides["n_classes"] = data.n_classes
+    if kind == "vit" and data.image_size != base.embed.input_shape[1]:
+        overrides["image_size"] = data.image_size
+    base, _ = load_pretrained(options.pretrained, **overrides)
+    if kind == "gpt":
+        tied = base.head.weight is base.embed.tokens.weight
+        module = GPT(base.config, base.embed.tokens.num_embeddings, recipe, tied)
+    elif kind == "vit":
+        patch_size, channels = base.embed.project.kernel_size[0], base.embed.input_shape[0]
+        require(channels == data.channels, "data", options.data, f"pictures of {channels} channels, as the weights")
+        module = ViT(base.config, data.image_size, patch_size, data.n_classes, recipe, channels)
+    else:
+        classes = getattr(data, "n_classes", 0)
+        require(classes or isinstance(base.head, MLMHead), "pretrained", options.pretrained,
+                "one with a head for masked words, or used with a table")  # fmt: skip
+        tied = bool(classes) or base.head[3].weight is base.embed.tokens.weight
+        module = BERT(base.config, base.embed.tokens.num_embeddings, recipe, classes, tied)
+    module.model.load_state_dict(base.state_dict())
+    if options.freeze:
+        for part in (module.model.embed, module.model.blocks, module.model.norm):
+            part.requires_grad_(False)
+    return module
+
+
+def build(model: str, preset: dict, data: L.LightningDataModule, recipe: Recipe) -> LitTransformer:
     """The untrained module: the preset's sizes, and what the data decide."""
-    L.seed_everything(seed, verbose=False)
-    recipe = Recipe(**preset["recipe"], seed=seed)
     given = preset.get("model", {})
+    if isinstance(data, TableData):
+        given = given | {"n_classes": data.n_classes}
     if model == "vit":
         shape = {"image_size": data.image_size, "n_classes": data.n_classes, "channels": data.channels}
         return ViT(Config(**preset["config"]), **shape, **given, recipe=recipe)

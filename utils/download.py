@@ -1,5 +1,6 @@
 """Fetch a file, check it, unpack it. One cache folder holds everything, and nothing enters it unchecked."""
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -93,17 +94,26 @@ def _fault(file: Path, remote: Remote) -> str | None:
 
 
 def _download(remote: Remote, path: Path) -> str | None:
-    """One try: into a name of its own beside path, checked, then renamed. Returns what went wrong, or None."""
+    """One try: into a name of its own beside path, checked, then renamed. Returns what went wrong, or None.
+
+    What an interrupted try had fetched is left for the next one to go on from, if a hash will tell whether it fits.
+    """
     part = path.with_name(f".part-{uuid.uuid4().hex}-{path.name}")
+    left = path.with_name(f".left-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(part, "wb")  # noqa: SIM115 (closed below; here only whether it can be made)
+        if remote.hash is not None and left.is_file():
+            with contextlib.suppress(FileNotFoundError):  # another process took it first
+                os.rename(left, part)
+        file = open(part, "ab")  # noqa: SIM115 (closed below; here only whether it can be made)
     except OSError as error:
         what = f"cannot write to the cache folder {path.parent} ({error.strerror})"
         raise DownloadError(f"{what}: set TRANSFORMER_CACHE to a folder that you can write, and try again") from None
+    interrupted = True
     try:
         with file:
             fault = _copy(remote.url, file, path)
+        interrupted = bool(fault)
         fault = fault or _fault(part, remote)
         if not fault:
             os.replace(part, path)
@@ -111,22 +121,33 @@ def _download(remote: Remote, path: Path) -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     finally:
+        if interrupted and remote.hash is not None and part.stat().st_size:
+            os.replace(part, left)
         part.unlink(missing_ok=True)
 
 
 def _copy(url: str, file: BinaryIO, path: Path) -> str | None:
     """Have gdown write url into an open file, with a time limit. Returns what went wrong, or None.
 
+    Of a file that holds the beginning already, the server is asked for the rest.
+
     gdown 5 has no timeout, so it works in a thread. One that stalls is left behind: the caller closes the file,
     so it can write nothing more, and it does not keep the program alive.
     """
-    faults = []
+    faults, start = [], file.tell()
+    headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"} if start else {}
 
     def work() -> None:
         try:
             # gdown 5 saves an error page as if it were the file, so look at the status first.
-            with requests.get(url, stream=True, timeout=(CONNECT_TIMEOUT, TIMEOUT)) as answer:
-                answer.raise_for_status()
+            with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, TIMEOUT)) as answer:
+                if answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                    for chunk in answer.iter_content(1 << 19):
+                        file.write(chunk)
+                    return
+                if not start or answer.status_code != 416:  # 416: there is no such rest
+                    answer.raise_for_status()
+            file.truncate(0)
             messages = {"output": f"To: {path}\n"}
             gdown.download(url, file, quiet=not sys.stderr.isatty(), log_messages=messages)
         except Exception as error:

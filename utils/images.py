@@ -41,6 +41,13 @@ class ImageSet:
         both = tuple(torch.cat(pair) for pair in zip(self.train, self.validation, strict=True))
         return replace(self, name=f"{self.name}, refit", train=both)
 
+    def rgb(self) -> ImageSet:
+        """The same in three channels; grey pictures have the same values in all of them."""
+        train, validation, test = (
+            (pictures.expand(-1, 3, -1, -1), labels) for pictures, labels in (self.train, self.validation, self.test)
+        )
+        return replace(self, train=train, validation=validation, test=test)
+
     def describe(self) -> dict:
         """Name, source, hash and sizes, for summary.json."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
@@ -236,26 +243,40 @@ class Augment:
 
 
 class ImageData(TrainData):
-    """Batches of pictures, normalised by the training part's mean and deviation: (B, channels, h, w), (B,).
+    """Batches of pictures, normalised by mean and deviation: (B, channels, h, w), (B,).
 
     batch_size: pictures per optimiser step, over all devices. augment: of training pictures alone.
+    mean, std: of each channel's colours from 0 to 1, as pretrained weights ask for them; None: the training part's.
     """
 
     eval_batch_size = 250
 
-    def __init__(self, images: ImageSet, batch_size: int = 64, augment: Augment | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        images: ImageSet,
+        batch_size: int = 64,
+        augment: Augment | None = None,
+        seed: int = 0,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
         self.images, self.batch_size, self.augment, self.seed = images, batch_size, augment, seed
         self.classes, self.n_classes = images.classes, len(images.classes)
         self.channels, self.image_size = images.train[0].shape[1:3]
+        if (mean is None) != (std is None):
+            raise ValueError(f"mean={mean}, std={std}: must be given both, or neither")
+        if mean is not None:
+            self.mean, self.std = (255 * torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+            return
         pictures = images.train[0].float()
         self.mean = pictures.mean((0, 2, 3)).view(-1, 1, 1)
         self.std = pictures.std((0, 2, 3)).view(-1, 1, 1).clamp(min=1)  # above 0 where all pictures are of one colour
 
     def normalize(self, pictures: Tensor) -> Tensor:
-        """uint8 (B, channels, h, w) -> float of mean 0 and deviation 1 over the training part."""
+        """uint8 (B, channels, h, w) -> float of the same shape: less the mean, by the deviation."""
         return (pictures - self.mean) / self.std
 
     def order(self, generator: torch.Generator) -> Tensor:

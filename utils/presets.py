@@ -1,6 +1,7 @@
 """The presets of the command line, as differences from the defaults: what to train on, how large, how long.
 
 small: a few minutes on two CPU cores. full: a GPU. s17: the three models of the assignment that this project redoes.
+finetune: from pretrained weights, whose sizes count and not the preset's, or BERT on a table of texts and labels.
 Every entry holds the default data and the arguments of Config, of the model, of Recipe, of the data module and of
 Lightning's Trainer. Hyper-parameters were chosen on the validation parts.
 """
@@ -13,10 +14,19 @@ SMALLER = {"n_layers": 4, "n_heads": 4, "positions": "rotary", "init_std": 0.05}
 LARGER = {"n_layers": 6, "n_heads": 6, "d_model": 384, "d_ff": 1536, "positions": "rotary"}
 DIGITS = Augment(degrees=15, shift=0.07, scale=0.15, shear=0.1, elastic=0.025)
 PHOTOGRAPHS = Augment(degrees=15, shift=0.1, scale=0.3, flip=True, colour=0.4)
-MUON = {"optimizer": "muon", "weight_decay": 0.0, "final_lr": 0.0}
+VIT = {"n_layers": 4, "n_heads": 4, "d_model": 96, "d_ff": 384}
+TUNE = {"weight_decay": 0.01, "warmup": 50, "final_lr": 0.0}
+MUON = {"optimizer": "muon", "weight_decay": 0.1, "final_lr": 0.0}
 
 PRESETS: dict[str, dict[str, dict]] = {
     "gpt": {
+        "finetune": {
+            "data": "python-docs",
+            "config": SMALLER | {"d_model": 128, "d_ff": 512, "dropout": 0.1},
+            "recipe": TUNE | {"lr": 5e-5},
+            "batches": {"context": 256, "batch_size": 8},
+            "trainer": {"max_epochs": 1},
+        },
         "small": {
             "data": "python-docs",
             "config": SMALLER | {"d_model": 128, "d_ff": 512},
@@ -41,6 +51,13 @@ PRESETS: dict[str, dict[str, dict]] = {
         },
     },
     "bert": {
+        "finetune": {
+            "data": "python-docs",
+            "config": SMALLER | {"d_model": 96, "d_ff": 384, "dropout": 0.1},
+            "recipe": TUNE | {"lr": 5e-5},
+            "batches": {"context": 128, "batch_size": 32},
+            "trainer": {"max_epochs": 4},
+        },
         "small": {
             "data": "python-docs",
             "config": SMALLER | {"d_model": 96, "d_ff": 384},
@@ -65,10 +82,19 @@ PRESETS: dict[str, dict[str, dict]] = {
         },
     },
     "vit": {
+        "finetune": {
+            "data": "pizza-steak-sushi",
+            "image_size": 224,
+            "config": VIT | {"dropout": 0.1},
+            "model": {"patch_size": 16},
+            "recipe": TUNE | {"lr": 1e-4},
+            "batches": {"batch_size": 16, "augment": Augment(flip=True, scale=0.2, shift=0.05)},
+            "trainer": {"max_epochs": 8},
+        },
         "small": {
             "data": "mnist-5k",
             "image_size": 28,
-            "config": {"n_layers": 4, "n_heads": 4, "d_model": 96, "d_ff": 384},
+            "config": VIT,
             "model": {"patch_size": 7},
             "recipe": MUON | {"lr": 3e-3},
             "batches": {"batch_size": 100, "augment": DIGITS},

@@ -24,6 +24,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from utils import baselines, plots
 from utils.images import ImageData
+from utils.table import TableData
 from utils.text import BERTData, GPTData
 
 PICTURES, TEXTS = ("loss.png", "attention.png"), ("samples.txt", "predictions.txt", "tokenizer.json", "metrics.csv")
@@ -80,8 +81,8 @@ def write(path: Path, text: str) -> None:
 def close_run(module: L.LightningModule, data: L.LightningDataModule, out: Path, preset: str, seconds: float) -> dict:
     """Score the best checkpoint on the whole test part, beside the baselines; write and return the summary."""
     trainer = module.trainer
-    per_step = data.batch_size * getattr(data, "context", 1)
-    unit = "images" if isinstance(data, ImageData) else "tokens"
+    unit = {ImageData: "images", TableData: "texts"}.get(type(data), "tokens")
+    per_step = data.batch_size * (data.context if unit == "tokens" else 1)
     steps = trainer.global_step
     figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
     best = trainer.checkpoint_callback.best_model_path
@@ -95,7 +96,7 @@ def close_run(module: L.LightningModule, data: L.LightningDataModule, out: Path,
         "parameters": sum(p.numel() for p in module.parameters()),
         "data": data.describe(),
         "metrics": figures | tested,
-        **{GPTData: finish_gpt, BERTData: finish_bert, ImageData: finish_vit}[type(data)](module, data, out, tested),
+        **FINISH[type(data)](module, data, out, tested),
         "steps": steps,
         "seconds": round(seconds, 1),
         f"{unit}_per_second": round(steps * per_step / seconds, 1),
@@ -171,6 +172,25 @@ def finish_vit(module: L.LightningModule, data: ImageData, out: Path, tested: di
         "baselines": baselines.image_ladder(data.images.train, data.images.test),
         "loss_lines": {"uniform": math.log(data.n_classes)},
     }
+
+
+def finish_table(module: L.LightningModule, data: TableData, out: Path, tested: dict) -> dict:
+    (texts, labels), lines = data.table.test, ["Texts of the test part, their class, and the model's guess.", ""]
+    data.tokenizer.save(str(out / "tokenizer.json"))
+    for text, label, ids in list(zip(texts, labels, data.ids["test"], strict=True))[:20]:
+        with torch.inference_mode():
+            chance, guess = module.model(torch.tensor([ids], device=module.device)).softmax(-1)[0].max(0)
+        lines += [" ".join(text.split())[:100], f"    {data.classes[label]}: {data.classes[guess]} {chance:.2f}", ""]
+    write(out / "predictions.txt", "\n".join(lines))
+    low, high = baselines.interval(tested["test_acc"], len(labels))
+    return {
+        "figure": {"name": "accuracy", "value": tested["test_acc"], "better": "higher", "interval_95": [low, high]},
+        "baselines": baselines.table_ladder(data.table.train, data.table.test),
+        "loss_lines": {"uniform": math.log(data.n_classes)},
+    }
+
+
+FINISH = {GPTData: finish_gpt, BERTData: finish_bert, ImageData: finish_vit, TableData: finish_table}
 
 
 def device_name() -> str:

@@ -1,4 +1,4 @@
-"""What a trained model does: write on, fill in blanks."""
+"""What a trained model does: write on, fill in blanks, tell which sentences mean the same."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import re
 import lightning as L
 import torch
 from tokenizers import Tokenizer as Words
+from torch.nn import functional as F
+
+from transformer import Transformer
+from utils.batches import pad
 
 
 def write_on(module: L.LightningModule, words: Words, prompt: str, length: int, seed: int = 0, **sampling) -> str:
@@ -34,3 +38,20 @@ def fill_blanks(module: L.LightningModule, words: Words, text: str, k: int = 5) 
         [(words.id_to_token(i), p) for i, p in zip(row.tolist(), chances.tolist(), strict=True)]
         for row, chances in zip(likely.indices, likely.values, strict=True)
     ]
+
+
+@torch.inference_mode()
+def sentence_embeddings(model: Transformer, words: Words, sentences: list[str], batch_size: int = 32) -> torch.Tensor:
+    """(N, C): each sentence's states, averaged and scaled to length 1 (Reimers 2019, "Sentence-BERT", 3).
+
+    model: one without a head, such as load_pretrained("all-MiniLM-L6-v2") gives. Longer texts are cut at its max_len.
+    """
+    found = []
+    device = next(model.parameters()).device
+    for start in range(0, len(sentences), batch_size):
+        lines = [text.ids[: model.config.max_len] for text in words.encode_batch(sentences[start : start + batch_size])]
+        ids, mask = pad(lines)
+        ids, mask = ids.to(device), mask.to(device)
+        states = model(ids, mask=mask) * mask[..., None]
+        found.append(F.normalize(states.sum(1) / mask.sum(1, keepdim=True), dim=-1))
+    return torch.cat(found)

@@ -79,30 +79,47 @@ def wikitext_2() -> Corpus:
     return Corpus("wikitext-2", *parts, "WikiText-2 (Merity 2016), Wikipedia articles; CC BY-SA 3.0")
 
 
-def python_docs() -> Corpus:
+def documents() -> list[tuple[str, str]]:
     """What every CPython carries: its language reference and the docstrings of its standard library.
 
-    Split by document, by the hash of its text: a document keeps its part from one Python version to the next.
+    Pairs of (module, text): the top-level module or package; "" for the reference. No text comes twice.
     """
     from pydoc_data.topics import topics
 
-    documents = list(topics.values())
+    found = [("", text) for text in topics.values()]
     library = Path(sysconfig.get_path("stdlib"))
     others = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
     for path in sorted(library.rglob("*.py")):
-        if others.isdisjoint(path.relative_to(library).parts):
+        inside = path.relative_to(library)
+        if others.isdisjoint(inside.parts):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", SyntaxWarning)
                 tree = ast.parse(path.read_bytes())
             documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-            documents += [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, documented)]
-    by_hash = {hashlib.sha256(text.encode()).hexdigest(): text for text in map(str.strip, documents) if text}
-    parts: tuple[list[str], ...] = ([], [], [])
-    for digest in sorted(by_hash):
-        place = int(digest[:8], 16) / 16**8
-        parts[0 if place < 0.855 else 1 if place < 0.9 else 2].append(by_hash[digest])
-    source = f"documentation of CPython {platform.python_version()}, {len(by_hash)} documents; PSF License"
-    return Corpus("python-docs", *map(SEPARATOR.join, parts), source)
+            nodes = (node for node in ast.walk(tree) if isinstance(node, documented))
+            found += [(inside.parts[0].removesuffix(".py"), ast.get_docstring(node) or "") for node in nodes]
+    by_text = {text.strip(): module for module, text in reversed(found) if text.strip()}  # its first module counts
+    return [(module, text) for text, module in sorted(by_text.items(), key=lambda item: digest(item[0]))]
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def part_of(text: str) -> str:
+    """train, validation or test, by the hash of the text: it keeps its part from one corpus to the next."""
+    place = int(digest(text)[:8], 16) / 16**8
+    return "train" if place < 0.855 else "validation" if place < 0.9 else "test"
+
+
+def python_docs() -> Corpus:
+    """The documents, split by document."""
+    parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    texts = [text for _, text in documents()]
+    for text in texts:
+        parts[part_of(text)].append(text)
+    source = f"documentation of CPython {platform.python_version()}, {len(texts)} documents; PSF License"
+    return Corpus("python-docs", *map(SEPARATOR.join, parts.values()), source)
 
 
 CORPORA: dict[str, Callable[[], Corpus]] = {
