@@ -266,11 +266,10 @@ class TokenEmbedding(nn.Module):
     def forward(self, ids: Tensor, segments: Tensor | None = None, start: int = 0) -> Tensor:
         """ids and segments (B, T) of int64 -> (B, T, C)."""
         x = self.look_up("ids", ids, self.tokens, "vocab_size")
+        require(segments is None or self.segments is not None, "segments", "given", "left out: this model has none")
         if self.segments is not None:
             segments = torch.zeros_like(ids) if segments is None else segments
             x = x + self.look_up("segments", segments, self.segments, "n_segments")
-        else:
-            require(segments is None, "segments", "given", "left out: this model has none")
         return self.dropout(self.norm(self.positions(x, start)))
 
     @staticmethod
@@ -427,10 +426,7 @@ torch.serialization.add_safe_globals([Config, Recipe])  # checkpoints hold them,
 
 
 class LitTransformer(L.LightningModule):
-    """The one training step: `*inputs, targets = batch`, cross-entropy wherever the target is not -100.
-
-    The last of the inputs may be boolean: the mask, False at padding.
-    """
+    """The one training step: `*inputs, targets = batch`; a last input that is boolean is the mask; -100 is not scored."""
     def __init__(self, model: Transformer, n_classes: int, recipe: Recipe) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe

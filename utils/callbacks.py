@@ -47,8 +47,9 @@ class IterLoss(L.Callback):
         losses = []
         for _ in range(self.eval_iters):
             *inputs, targets = (tensor.to(module.device) for tensor in draw(self.generator))
+            mask = inputs.pop() if inputs[-1].dtype == torch.bool else None
             scored = targets != -100
-            losses.append(module.criterion(module.model(*inputs, scored=scored), targets[scored]))
+            losses.append(module.criterion(module.model(*inputs, mask=mask, scored=scored), targets[scored]))
         module.train(was_training)
         return torch.stack(losses).mean()
 

@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, dict]] = {
             "config": SMALLER | {"d_model": 128, "d_ff": 512},
             "recipe": MUON | {"lr": 4e-3},
             "batches": {"context": 128, "batch_size": 16},
-            "trainer": {"max_steps": 1900, "val_check_interval": 200},
+            "trainer": {"max_steps": 1750, "val_check_interval": 250},
         },
         "full": {
             "data": "shakespeare",
@@ -63,7 +63,7 @@ PRESETS: dict[str, dict[str, dict]] = {
             "config": SMALLER | {"d_model": 96, "d_ff": 384},
             "recipe": MUON | {"lr": 4e-3},
             "batches": {"context": 64, "batch_size": 32, "mask_rate": 0.3, "random_rate": 0.0, "keep_rate": 0.0},
-            "trainer": {"max_steps": 3400, "val_check_interval": 400},
+            "trainer": {"max_steps": 3200, "val_check_interval": 400},
         },
         "full": {
             "data": "wikitext-2",
@@ -98,7 +98,7 @@ PRESETS: dict[str, dict[str, dict]] = {
             "model": {"patch_size": 7},
             "recipe": MUON | {"lr": 3e-3},
             "batches": {"batch_size": 100, "augment": DIGITS},
-            "trainer": {"max_epochs": 60},
+            "trainer": {"max_epochs": 56},
         },
         "full": {
             "data": "pizza-steak-sushi",
