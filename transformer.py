@@ -426,7 +426,7 @@ torch.serialization.add_safe_globals([Config, Recipe])  # checkpoints hold them,
 
 
 class LitTransformer(L.LightningModule):
-    """The one training step: `*inputs, targets = batch`; a last input that is boolean is the mask; -100 is not scored."""
+    """The one training step: `*inputs, targets = batch`; a last, boolean input is the mask; -100 is not scored."""
     def __init__(self, model: Transformer, n_classes: int, recipe: Recipe) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
