@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, dict]] = {
             "config": SMALLER | {"d_model": 128, "d_ff": 512},
             "recipe": MUON | {"lr": 4e-3},
             "batches": {"context": 128, "batch_size": 16},
-            "trainer": {"max_steps": 1750, "val_check_interval": 250},
+            "trainer": {"max_steps": 1600, "val_check_interval": 200},
         },
         "full": {
             "data": "shakespeare",
