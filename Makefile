@@ -1,8 +1,8 @@
-# make demo: train all three models on the CPU. make test: run the tests.
+# make demo: train all three models on the CPU. make test: run the tests. make notebooks: run the notebooks, keep outputs.
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test assets stamp clean .venv
+.PHONY: demo test notebooks assets stamp clean .venv
 
 demo: .venv
 	$(RUN) transformer.py bert --preset small --out runs/bert
@@ -23,6 +23,9 @@ test: .venv
 	$(RUN) -m pip install --quiet --requirement requirements-dev.txt --constraint constraints.txt
 	$(RUN) -m pip install --quiet --no-deps --requirement requirements-no-deps.txt --constraint constraints.txt
 	@touch .venv/installed
+
+notebooks: .venv
+	$(RUN) -m utils.notebooks
 
 # Draws the README's pictures.
 assets: .venv

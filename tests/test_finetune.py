@@ -11,12 +11,13 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import tiny
 import torch
+import transformers
 
-from transformer import BERT, GPT, Config, DecoderTransformer, EncoderTransformer, ViT
+from transformer import BERT, GPT, Config, DecoderTransformer, EncoderTransformer, Recipe, Transformer, ViT, train
 from utils import command, pretrained
 from utils.batches import pad
 from utils.download import file_hash
-from utils.pretrained import load_pretrained, save_pretrained
+from utils.pretrained import load_pretrained, module_of, save_pretrained
 from utils.processors import ImageTransform
 from utils.table import TableData, load_table, part_of, write_docs_table
 from utils.text import bpe_tokenizer, load_corpus, wordpiece_tokenizer
@@ -131,6 +132,37 @@ def test_a_run_is_gone_on_from(files, tmp_path):
         if not name.startswith("head"):
             torch.testing.assert_close(after[name], value, rtol=0, atol=1e-8)
     assert (tmp_path / "table" / "tokenizer.json").read_text() == tokenizer.to_str(pretty=True)
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_a_trained_model_leaves_and_comes_back(files, tmp_path, rotary):
+    """Trained, saved, read by transformers, read by us: the same logits every time."""
+    if rotary:
+        given = ["gpt", "--data", str(files / "words.txt"), "--max-steps", "4", "--out", str(tmp_path / "run")]
+        assert command.command(given) == 0
+    else:
+        tune("gpt", files, tmp_path / "run", "--max-steps", "4", data="words.txt")
+    ours, tokenizer = load_pretrained(tmp_path / "run")
+    save_pretrained(ours, tmp_path / "left", tokenizer)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "left").eval()
+    assert type(theirs).__name__ == ("GPTNeoXForCausalLM" if rotary else "GPT2LMHeadModel")
+    text = "a few words"
+    ids = torch.tensor([tokenizer.encode(text).ids[:12]])
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "left")(text)["input_ids"][:12] == ids[0].tolist()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, ours(ids), rtol=0, atol=1e-5)
+        assert torch.equal(load_pretrained(tmp_path / "left")[0](ids), ours(ids))
+
+
+def test_a_few_lines_of_python(files, tmp_path):
+    """As the README has them."""
+    model, tokenizer = load_pretrained(files / "bert", n_classes=2)
+    data = TableData(load_table(files / "reviews.csv"), context=12, tokenizer=tokenizer)
+    module = train(module_of(model, Recipe(lr=1e-12, warmup=0)), data, out=tmp_path, max_epochs=1, enable_progress_bar=False)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(module.model.state_dict()[name], value, rtol=0, atol=1e-8)
+    with pytest.raises(ValueError, match="model='a BERT without a head': must be one with a head"):
+        module_of(Transformer(model.config, model.embed, torch.nn.Identity()), Recipe())
 
 
 def test_resume_of_a_frozen_run(files, tmp_path):

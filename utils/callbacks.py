@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer as Words
 from torch import Tensor
 
+from utils import plots
 from utils.sampling import write_on
 
 
@@ -107,6 +108,47 @@ class SampleText(L.Callback):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
+
+
+class LiveCurve(L.Callback):
+    """One figure that grows in a notebook's cell: loss, validation, the baselines as lines, and a sample below.
+
+    baselines: in nats. sample(module) -> text, drawn anew with every validation.
+    """
+
+    def __init__(
+        self,
+        baselines: dict[str, float],
+        title: str = "",
+        sample: Callable[[L.LightningModule], str] | None = None,
+        every: int = 10,
+    ) -> None:
+        self.baselines, self.title, self.sample, self.every = baselines, title, sample, every
+        self.series: dict[str, tuple[list[float], list[float]]] = {"train_loss_step": ([], [])}
+        self.handle = None
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: dict, *_) -> None:
+        if trainer.global_step == 1 or trainer.global_step % self.every == 0:
+            self.add("train_loss_step", trainer.global_step, outputs["loss"].item())
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and trainer.is_global_zero:
+            self.add("val_loss_epoch", trainer.global_step, trainer.callback_metrics["val_loss"].item())
+            self.draw(self.sample(module) if self.sample else "")
+
+    def add(self, name: str, step: int, value: float) -> None:
+        steps, values = self.series.setdefault(name, ([], []))
+        steps.append(step)
+        values.append(value)
+
+    def draw(self, sample: str) -> None:
+        from IPython.display import display
+
+        image = plots.picture(plots.loss_curve(self.series, self.baselines, self.title, sample=sample))
+        if self.handle is None:
+            self.handle = display(image, display_id=True)
+        else:
+            self.handle.update(image)
 
 
 class StopCleanly(L.Callback):

@@ -21,7 +21,7 @@ from utils import report
 from utils.callbacks import DeltaW, IterLoss, KeepHistory, Progress, SampleText, StopCleanly
 from utils.images import ImageData, load_images
 from utils.presets import PRESETS
-from utils.pretrained import load_pretrained
+from utils.pretrained import load_pretrained, module_of
 from utils.processors import ImageTransform
 from utils.table import TableData, load_table
 from utils.text import BERTData, GPTData, load_corpus
@@ -160,20 +160,13 @@ def go_on(options: argparse.Namespace, preset: dict, data: L.LightningDataModule
     if kind == "vit" and data.image_size != base.embed.input_shape[1]:
         overrides["image_size"] = data.image_size
     base, _ = load_pretrained(options.pretrained, **overrides)
-    if kind == "gpt":
-        tied = base.head.weight is base.embed.tokens.weight
-        module = GPT(base.config, base.embed.tokens.num_embeddings, recipe, tied)
-    elif kind == "vit":
-        patch_size, channels = base.embed.project.kernel_size[0], base.embed.input_shape[0]
+    if kind == "vit":
+        channels = base.embed.input_shape[0]
         require(channels == data.channels, "data", options.data, f"pictures of {channels} channels, as the weights")
-        module = ViT(base.config, data.image_size, patch_size, data.n_classes, recipe, channels)
-    else:
-        classes = getattr(data, "n_classes", 0)
-        require(classes or isinstance(base.head, MLMHead), "pretrained", options.pretrained,
-                "one with a head for masked words, or used with a table")  # fmt: skip
-        tied = bool(classes) or base.head[3].weight is base.embed.tokens.weight
-        module = BERT(base.config, base.embed.tokens.num_embeddings, recipe, classes, tied)
-    module.model.load_state_dict(base.state_dict())
+    elif kind == "bert":
+        fits = isinstance(data, TableData) or isinstance(base.head, MLMHead)
+        require(fits, "pretrained", options.pretrained, "one with a head for masked words, or used with a table")
+    module = module_of(base, recipe)
     if options.freeze:
         for part in (module.model.embed, module.model.blocks, module.model.norm):
             part.requires_grad_(False)

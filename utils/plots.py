@@ -1,8 +1,11 @@
-"""Pictures of a run and of what a model attends to. Every function returns a matplotlib Figure."""
+"""Pictures of data, of a run, and of what a model does. Functions return a Figure if they do not say else."""
 
 from __future__ import annotations
 
 import csv
+import html
+import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,15 +30,26 @@ def read_metrics(path: str | Path) -> dict[str, tuple[list[float], list[float]]]
 
 
 def loss_curve(
-    metrics: str | Path,
+    metrics: str | Path | dict[str, tuple[list[float], list[float]]],
     baselines: dict[str, float] | None = None,
     title: str = "",
     validation: str = "validation (full pass)",
+    sample: str = "",
 ) -> Figure:
-    """Training and validation loss against the step, in nats; baselines, in nats too, as dashed lines."""
-    series = read_metrics(metrics)
-    figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=120)
-    axes = figure.subplots()
+    """Training and validation loss against the step, in nats; baselines, in nats too, as dashed lines.
+
+    metrics: a metrics.csv, or what `read_metrics` makes of one. sample: a text to stand below.
+    """
+    series = metrics if isinstance(metrics, dict) else read_metrics(metrics)
+    if sample:
+        lines = [line for part in sample.splitlines() for line in textwrap.wrap(part, 100) or [""]][:8]
+        figure = Figure(figsize=(8, 4.5 + 0.2 * len(lines)), layout="constrained", dpi=120)
+        axes, below = figure.subplots(2, 1, height_ratios=[4.5, 0.2 * len(lines)])
+        below.set_axis_off()
+        below.text(0, 1, "\n".join(lines), family="monospace", fontsize=8, va="top", parse_math=False)
+    else:
+        figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=120)
+        axes = figure.subplots()
     steps, losses = series.get("train_loss_step") or series["train_loss_epoch"]  # a very short run logs no step
     axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=1)
     # The mean of the last tenth of the run so far that ends here: readable, and honest about where it begins.
@@ -53,7 +67,7 @@ def loss_curve(
     axes.set(xlabel="step", ylabel="cross-entropy (nats)", title=title)
     axes.set_ylim(0, 1.1 * max([*(baselines or {}).values(), *smooth]))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left")
+    axes.legend(loc="best")
     return figure
 
 
@@ -119,3 +133,69 @@ def save(figure: Figure, path: str | Path) -> None:
 def scaled(images: Tensor) -> Tensor:
     """uint8 pictures -> floats in 0..1, for drawing."""
     return images.to(torch.float32) / 255
+
+
+def picture(figure: Figure):
+    """The figure as an IPython Image, for a notebook to display."""
+    from IPython.display import Image
+
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return Image(content.getvalue(), width=int(figure.get_figwidth() * 100))
+
+
+def tokens_html(pieces: Sequence[str], strong: Sequence[bool] | None = None) -> str:
+    """Tokens in their text as HTML, each on a tint of its own; those that are `strong` on a dark one."""
+    tints = ("#cfe8f7", "#fbe3cf", "#d9f0e3", "#f3dcec")  # pale: dark letters can be read on all of them
+    spans = []
+    for i, piece in enumerate(pieces):
+        back, front = ("#0072B2", "#ffffff") if strong is not None and strong[i] else (tints[i % 4], "#111111")
+        shown = html.escape(piece).replace("\n", "\u23ce\n")
+        style = f"background:{back};color:{front};white-space:pre-wrap;border-radius:3px;padding:1px 0"
+        spans.append(f'<span style="{style}">{shown}</span>')
+    return f'<div style="font-family:monospace;line-height:1.9">{"".join(spans)}</div>'
+
+
+def ladder_bars(rungs: dict[str, float], ours: dict[str, float], unit: str, better: str) -> Figure:
+    """Horizontal bars: what trivial methods score (grey) and what the model scores (blue). better: lower or higher."""
+    both = {**{name: (value, GREY) for name, value in rungs.items()}, **{n: (v, BLUE) for n, v in ours.items()}}
+    ordered = sorted(both.items(), key=lambda item: item[1][0], reverse=better == "higher")
+    figure = Figure(figsize=(8, 0.45 * len(both) + 1), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    names, values = [name for name, _ in ordered], [value for _, (value, _) in ordered]
+    bars = axes.barh(names, values, color=[colour for _, (_, colour) in ordered])
+    axes.bar_label(bars, fmt="%.3f", padding=4)
+    axes.invert_yaxis()
+    axes.set(xlabel=f"{unit} on the held-out part ({better} is better)", xlim=(0, 1.15 * max(values)))
+    return figure
+
+
+def heat_map(values: Tensor, x: str, y: str, label: str, ticks: Sequence[str] | None = None, title: str = "") -> Figure:
+    """A matrix as colours: rows down, columns across; `ticks` name both if given."""
+    side = 6 if ticks is None else max(4.5, 0.28 * len(ticks) + 2)
+    height = side * min(1, max(0.5, len(values) / values.shape[1]))
+    figure = Figure(figsize=(side + 1, height), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    image = axes.imshow(values.detach().cpu().float(), cmap="viridis", aspect="auto", interpolation="nearest")
+    axes.set(xlabel=x, ylabel=y, title=title)
+    if ticks is not None:
+        axes.set_xticks(range(len(ticks)), [repr(tick)[1:-1] for tick in ticks], rotation=90, fontsize=8)
+        axes.set_yticks(range(len(ticks)), [repr(tick)[1:-1] for tick in ticks], fontsize=8)
+    figure.colorbar(image, ax=axes, label=label)
+    return figure
+
+
+def picture_grid(images: Tensor, titles: Sequence[str] | None = None, columns: int = 8, width: float = 8.0) -> Figure:
+    """Pictures (N, channels, h, w) in 0..1 in rows."""
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    size = width / columns
+    figure = Figure(figsize=(width, rows * (size + (0.3 if titles else 0))), layout="constrained", dpi=100)
+    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if i < len(images):
+            shown = images[i].permute(1, 2, 0).cpu().clamp(0, 1)
+            axes.imshow(shown[..., 0] if shown.shape[-1] == 1 else shown, cmap="gray", vmin=0, vmax=1)
+            if titles:
+                axes.set_title(titles[i], fontsize=9)
+    return figure

@@ -28,12 +28,14 @@ from transformer import (
     Config,
     DecoderTransformer,
     EncoderTransformer,
+    LitTransformer,
     PatchEmbedding,
+    Recipe,
     TokenEmbedding,
     Transformer,
     ViT,
     require,
-)  # fmt: skip
+)
 from utils.download import Remote, cache_dir, fetch
 from utils.processors import ImageTransform, read_json, read_processor, write_processor
 
@@ -404,6 +406,24 @@ def load_run(folder: Path, overrides: dict) -> Transformer:
     for name, parameter in model.head.named_parameters():
         nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.normal_(parameter, std=config.init_std)
     return model
+
+
+def module_of(model: Transformer, recipe: Recipe) -> LitTransformer:
+    """The LightningModule of a model, with its weights and ready to be trained: GPT, BERT or ViT."""
+    config, embed, head = model.config, model.embed, model.head
+    n_classes = head.classifier.out_features if isinstance(head, ClassHead) else 0
+    if isinstance(embed, PatchEmbedding):
+        channels, size, _ = embed.input_shape
+        module = ViT(config, size, embed.project.kernel_size[0], n_classes, recipe, channels)
+    elif config.causal:
+        module = GPT(config, embed.tokens.num_embeddings, recipe, head.weight is embed.tokens.weight)
+    else:
+        headed = not isinstance(head, nn.Identity)
+        require(headed, "model", "a BERT without a head", "one with a head, as n_classes gives")
+        tied = n_classes > 0 or head[3].weight is embed.tokens.weight
+        module = BERT(config, embed.tokens.num_embeddings, recipe, n_classes, tied)
+    module.model.load_state_dict(model.state_dict())
+    return module
 
 
 def load_processor(name_or_folder: str | Path) -> Tokenizer | ImageTransform | None:
