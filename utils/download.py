@@ -45,6 +45,12 @@ def cache_dir() -> Path:
     return (Path(user) if user else Path.home() / ".cache") / "one-transformer"
 
 
+def _shown(path: Path) -> str:
+    """The path as a user would type it: a notebook that is passed on then names nobody's home."""
+    home = Path.home()
+    return str(Path("~") / path.relative_to(home)) if path.is_relative_to(home) else str(path)
+
+
 def file_hash(path: Path, kind: str) -> str:
     """Lower-case hex digest of a file, read 1 MiB at a time. ValueError if kind is not sha256, md5 or blob."""
     algorithm = {"sha256": "sha256", "md5": "md5", "blob": "sha1"}.get(kind)
@@ -73,7 +79,7 @@ def fetch(remote: Remote, name: str, folder: str = "") -> Path:
             time.sleep(PAUSE * attempt)
             fault = _download(remote, path)
     if fault:
-        raise DownloadError(f"{remote.url}: {fault}. Try again, or save the file by hand as {path}")
+        raise DownloadError(f"{remote.url}: {fault}. Try again, or save the file by hand as {_shown(path)}")
     if remote.hash is None:
         print(f"{name}: no hash is known for {remote.url}, so the file could not be checked.")
     return path
