@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -144,6 +145,22 @@ def read_folder(folder: Path, name: str, size: int, source: str, seed: int = 0) 
     return ImageSet(name, classes, *parts, source)
 
 
+def read_picture(file: Path | BinaryIO, size: int) -> Tensor:
+    """A picture file -> uint8 (channels, size, size), a square cut from the middle; 1 channel where it is grey."""
+    try:
+        with Image.open(file) as picture:
+            if picture.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
+                picture = picture.point(lambda level: level / 257)
+            picture = picture.convert("L" if picture.mode in ("1", "L", "LA", "I", "I;16") else "RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"must be a readable picture ({error})") from error
+    scale = size / min(picture.size)
+    width, height = (max(size, round(side * scale)) for side in picture.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    return torch.from_numpy(np.array(picture)).view(size, size, -1).permute(2, 0, 1)
+
+
 def read_pictures(folder: Path, classes: list[str], size: int) -> Part:
     """CLASS/*.jpg|jpeg|png -> squares of size x size, cut from the middle. All grey: 1 channel; else 3."""
     kinds = {".jpg", ".jpeg", ".png"}
@@ -158,17 +175,9 @@ def read_pictures(folder: Path, classes: list[str], size: int) -> Part:
     pictures = []
     for path, _ in paths:
         try:
-            with Image.open(path) as picture:
-                if picture.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
-                    picture = picture.point(lambda level: level / 257)
-                picture = picture.convert("L" if picture.mode in ("1", "L", "LA", "I", "I;16") else "RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise ValueError(f"data={str(path)!r}: must be a readable picture ({error})") from error
-        scale = size / min(picture.size)
-        width, height = (max(size, round(side * scale)) for side in picture.size)
-        left, top = (width - size) // 2, (height - size) // 2
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
-        pictures.append(torch.from_numpy(np.array(picture)).view(size, size, -1).permute(2, 0, 1))
+            pictures.append(read_picture(path, size))
+        except ValueError as error:
+            raise ValueError(f"data={str(path)!r}: {error}") from error
     channels = max(len(picture) for picture in pictures)
     stacked = torch.stack([picture.expand(channels, -1, -1) for picture in pictures])
     return stacked, torch.tensor([label for _, label in paths])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import lightning as L
 import torch
 from tokenizers import Tokenizer as Words
 from torch.nn import functional as F
 
-from transformer import Transformer
+from transformer import DecoderTransformer, Transformer, next_word
 from utils.batches import pad
 
 
@@ -24,6 +26,56 @@ def write_on(module: L.LightningModule, words: Words, prompt: str, length: int, 
     written = module.model.generate(ids, length, generator=generator, **{"top_k": 50} | sampling)
     module.train(was_training)
     return words.decode(written[0].tolist(), skip_special_tokens=False)
+
+
+@dataclass(frozen=True)
+class Written:
+    """One token that GPT wrote: its text, the probability it had, and what else could have stood there.
+
+    candidates: (text, probability in the model's eyes, probability it was drawn with), likeliest first.
+    """
+
+    text: str
+    probability: float
+    candidates: list[tuple[str, float, float]]
+
+
+def write_tokens(
+    model: DecoderTransformer, words: Words, prompt: str, length: int, seed: int = 0, k: int = 8,
+    temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, use_cache: bool = True,
+) -> Iterator[Written]:  # fmt: skip
+    """Write on from the prompt, one `Written` at a time, each with its `k` likeliest candidates and the one taken."""
+    device = next(model.parameters()).device
+    ids = torch.tensor([words.encode(prompt, add_special_tokens=False).ids], dtype=torch.long, device=device)
+    if ids.numel() == 0:
+        raise ValueError(f"prompt={prompt!r}: must hold at least one word")
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    generator, written = torch.Generator(device).manual_seed(seed), ids[0].tolist()[-8:]
+    model.eval()
+    for chosen, logits in model.stream(ids, length, generator=generator, use_cache=use_cache, **settings):
+        before, after = logits.softmax(-1)[0], next_word(logits, **settings)[0]
+        token, likely = chosen.item(), before.topk(min(k, len(before))).indices.tolist()
+        places = likely if token in likely else [*likely, token]
+        texts = [words.decode([i], skip_special_tokens=False) for i in places]
+        table = list(zip(texts, before[places].tolist(), after[places].tolist(), strict=True))
+        # A byte of a longer character has no text until its last one comes, so the text is what decoding gains.
+        old, written = words.decode(written, skip_special_tokens=False).rstrip("\ufffd"), [*written, token]
+        new = words.decode(written, skip_special_tokens=False).rstrip("\ufffd")
+        yield Written(new[len(old) :], before[token].item(), table)
+        written = written[-12:]
+
+
+@torch.inference_mode()
+def blank_attention(
+    module: L.LightningModule, words: Words, text: str, layer: int, head: int
+) -> list[list[tuple[str, float]]]:
+    """For each `___` in the text, every token and the weight with which the blank looks at it."""
+    line = words.encode(re.sub("_{3,}", "[MASK]", text))
+    maps = module.model.attention_maps(torch.tensor([line.ids], device=module.device))
+    if not 0 <= layer < len(maps) or not 0 <= head < maps[0].shape[1]:
+        raise ValueError(f"layer={layer}, head={head}: must be below {len(maps)} and {maps[0].shape[1]}")
+    rows = [i for i, token in enumerate(line.ids) if token == words.token_to_id("[MASK]")]
+    return [list(zip(line.tokens, maps[layer][0, head, row].tolist(), strict=True)) for row in rows]
 
 
 def fill_blanks(module: L.LightningModule, words: Words, text: str, k: int = 5) -> list[list[tuple[str, float]]]:

@@ -1,0 +1,274 @@
+"""The benchmark's arithmetic, its contenders and its table; of no clock more than that it goes forwards."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny_bert, tiny_gpt, tiny_vit, words
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import transformer
+from transformer import GPT, Config, DecoderTransformer, EncoderTransformer, Recipe
+from utils import benchmark
+from utils.benchmark import Machine, Row, Run, TakeTurns, Watch, amount, spread, table
+from utils.text import GPTData
+
+TINY = {"n_layers": 2, "n_heads": 2, "d_model": 16, "d_ff": 64}
+CPU = torch.device("cpu")
+
+
+def row(**changes) -> Row:
+    return Row(**{"group": "g", "name": "work", "peer": "other", "ours": [2.0, 4.0, 3.0], "theirs": [4.0, 4.0, 2.0]} | changes)
+
+
+# ------------------------------------------------------------------------------------------------ figures
+def test_spread():
+    assert spread([5.0, 1.0, 3.0, 2.0, 4.0]) == {"median": 3.0, "low": 2.0, "high": 4.0, "n": 5}
+    assert spread([7.0]) == {"median": 7.0, "low": 7.0, "high": 7.0, "n": 1}
+
+
+def test_ratio_is_of_turns_and_not_of_medians():
+    assert row().ratios() == [0.5, 1.0, 1.5]
+    slow_turn = row(ours=[1.0, 10.0, 1.0], theirs=[2.0, 20.0, 2.0])
+    assert slow_turn.figures()["ratio"] == 0.5
+    with pytest.raises(ValueError):
+        row(theirs=[1.0]).ratios()
+
+
+@pytest.mark.parametrize(
+    "limits, kept",
+    [
+        ({}, None), ({"ratio": 1.0}, True), ({"ratio": 0.99}, False), ({"ours": 3.0}, True), ({"ours": 2.9}, False),
+        ({"share": 0.5}, True), ({"share": 0.51}, False), ({"ratio": 1.0, "share": 0.51}, False),
+    ],
+)  # fmt: skip
+def test_limits(limits, kept):
+    assert row(floor=1.5).holds(limits) is kept
+
+
+def test_amounts():
+    texts = {math.inf: "never", 12.3456: "12.3 s", 1.0: "1.00 s", 0.1234: "123 ms", 0.00567: "5.67 ms", 4.5e-5: "45.0 µs", 3e-7: "0.30 µs"}
+    assert {value: amount(value, "s") for value in texts} == texts
+    assert amount(3 * 2**20, "bytes") == "3 MiB"
+
+
+def test_table():
+    kept, broken = row(floor=1.5, must={"ratio": 1.0}), row(name="more", must={"ratio": 0.5}, aim={"ours": 3.0})
+    lines = table([kept, broken]).splitlines()
+    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
+    assert lines[2] == "| work | 3.00 s | other: 4.00 s | 1.00 (0.75 to 1.25) | 1.50 s, 50% of ours | ratio ≤ 1: yes |  |"
+    assert lines[3].endswith("|  | ratio ≤ 0.5: **no** | ≤ 3.00 s: yes |")
+
+
+def test_json_there_and_back():
+    first = row(work=(15.0, 1.0), floor=1.5, must={"ratio": 0.9}, aim={"share": 0.4}, note="ü")
+    text = json.dumps(first.to_json())
+    assert benchmark.from_json(json.loads(text)) == first
+    assert json.loads(text)["spread"]["ratio"]["median"] == 1.0
+    assert (json.loads(text)["must_holds"], json.loads(text)["aim_holds"]) == (False, True)
+
+
+# ------------------------------------------------------------------------------------------------ floors
+def counted(model: nn.Module, *inputs: torch.Tensor, **more) -> int:
+    counter = FlopCounterMode(display=False)
+    with counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        model(*inputs, **more)
+    return counter.get_total_flops()
+
+
+def test_flops_of_bert_and_vit_are_those_that_torch_counts():
+    bert = EncoderTransformer.bert(Config(**TINY, norm_first=False), vocab_size=50)
+    ids, scored = words(3, 12), torch.rand(3, 12, generator=torch.Generator().manual_seed(0)) < 0.3
+    assert benchmark.forward_flops(bert, 3, 12, int(scored.sum())) == counted(bert, ids, scored=scored)
+    assert benchmark.forward_flops(bert, 3, 12, 36) == counted(bert, ids)
+    vit = EncoderTransformer.vit(Config(**TINY), image_size=8, patch_size=2, n_classes=3)
+    assert benchmark.forward_flops(vit, 5, 17, 5) == counted(vit, torch.randn(5, 3, 8, 8))
+
+
+def test_flops_of_gpt_leave_out_what_is_masked():
+    gpt = DecoderTransformer(Config(**TINY, causal=True), vocab_size=50)
+    full = counted(gpt, words(3, 12))  # torch counts the masked half as well
+    unseen = 3 * 12 * 11 / 2  # pairs of positions
+    assert benchmark.forward_flops(gpt, 3, 12, 36) == full - unseen * TINY["n_layers"] * 4 * TINY["d_model"]
+    longer = benchmark.forward_flops(gpt, 1, 13, 1) - benchmark.forward_flops(gpt, 1, 12, 1)
+    assert benchmark.forward_flops(gpt, 1, 1, 0, past=12) == longer
+
+
+def test_flops_of_training_are_those_that_torch_counts():
+    vit = EncoderTransformer.vit(Config(**TINY), image_size=8, patch_size=2, n_classes=3)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        vit(torch.randn(5, 3, 8, 8)).sum().backward()
+    assert benchmark.training_flops(vit, 5, 17, 5) == counter.get_total_flops()
+
+
+def test_model_flops_as_palm_reckons_them():
+    gpt = DecoderTransformer(Config(**TINY, causal=True, max_len=20), vocab_size=50)
+    weights = sum(p.numel() for p in gpt.parameters()) - 20 * 16
+    assert benchmark.model_flops(gpt, 2, 10) == 20 * (6 * weights + 12 * 2 * 16 * 10)
+
+
+def test_bytes():
+    linear = nn.Linear(3, 5)
+    assert benchmark.training_bytes(linear) == 20 * 4 * 10
+    gpt = DecoderTransformer(Config(**TINY, causal=True, max_len=20), vocab_size=50)
+    weights = sum(p.numel() for p in gpt.parameters()) - 19 * 16
+    cache = 2 * sum(k.numel() for k in [torch.empty(3, 2, 7, 8)] * TINY["n_layers"])
+    assert benchmark.sampling_bytes(gpt, 3, 7) == 4 * (weights + cache)
+
+
+def test_floor_is_the_longer_of_two_times():
+    machine = Machine(CPU, flops=100.0, bandwidth=10.0)
+    assert machine.floor(200, 10) == 2 and machine.floor(200, 50) == 5
+    machine.measure(side=8, size=2**13)
+    assert machine.flops >= 100 and machine.bandwidth >= 10
+
+
+@pytest.mark.parametrize("card, peak", [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA L40", None), ("NVIDIA L4", 121e12)])
+def test_peak_of_a_card(card, peak):
+    assert benchmark.card_peak(card) == peak
+
+
+# ------------------------------------------------------------------------------------------------ contenders
+def tiny_model(kind: str):
+    """In float64, with bold weights."""
+    if kind == "ViT":
+        return tiny_vit(d_ff=64, norm_eps=1e-6), (torch.randn(3, 2, 8, 8, dtype=torch.float64), torch.tensor([0, 2, 1]))
+    ids, targets = words(3, 11)[:, :-1], words(3, 11)[:, 1:].clone()
+    if kind == "GPT":
+        return tiny_gpt(activation="gelu_tanh"), (ids, targets)
+    targets[:, ::2] = -100
+    return tiny_bert(norm_eps=1e-12), (ids, targets)
+
+
+@pytest.mark.parametrize("kind", ["GPT", "BERT", "ViT"])
+def test_contenders_compute_one_loss(kind):
+    ours, batch = tiny_model(kind)
+    scored = batch[-1] != -100
+    expected = nn.functional.cross_entropy(ours(*batch[:-1], scored=scored), batch[-1][scored])
+    torch.testing.assert_close(benchmark.loss_of_logits(ours, *batch), expected)
+    for name, (build, loss) in benchmark.peers(kind, ours).items():
+        if name not in ("timm", "vit-pytorch"):
+            theirs = build().double().eval()
+            assert loss(theirs, *batch).item() == pytest.approx(expected.item(), rel=1e-6), name
+            assert benchmark.parameters_of(theirs) == benchmark.parameters_of(ours)
+
+
+# vit-pytorch has no biases in q, k and v, and two more norms in front.
+@pytest.mark.parametrize("name, more", [("timm", 0), ("vit-pytorch", 2 * (3 * 4 * 4 + 16) - 2 * 3 * 16)])
+def test_other_vits_have_our_sizes(name, more):
+    ours = EncoderTransformer.vit(Config(**TINY), image_size=8, patch_size=4, n_classes=3)
+    theirs = benchmark.peers("ViT", ours)[name][0]()
+    assert theirs(torch.randn(2, 3, 8, 8)).shape == (2, 3)
+    assert benchmark.parameters_of(theirs) - benchmark.parameters_of(ours) == more
+
+
+def test_random_weights_of_transformers_are_as_many():
+    ours, _ = tiny_model("BERT")
+    assert benchmark.parameters_of(benchmark.of_transformers(ours, weights=False)) == benchmark.parameters_of(ours)
+
+
+def test_both_write_the_same_words_and_are_timed_at_each():
+    torch.manual_seed(0)
+    ours = DecoderTransformer(Config(**TINY, causal=True, activation="gelu_tanh", max_len=32, init_std=0.5), 50).eval()
+    theirs = benchmark.of_transformers(ours).eval()
+    ids = words(2, 5)
+    stamps = benchmark.our_words(ours, ids, 6), benchmark.their_words(theirs, ids, 6)
+    assert [len(times) for times in stamps] == [7, 7]
+    assert all(times == sorted(times) for times in stamps)
+    written = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert torch.equal(ours.generate(ids, 6, temperature=0), written)
+
+
+def test_time_of_a_word_leaves_out_what_came_before_the_first():
+    assert benchmark.per_word([0.0, 100.0, 101.0, 103.0, 104.0]) == 1.0
+
+
+# ------------------------------------------------------------------------------------------------ taking turns
+def tiny_task(recipe: Recipe = Recipe(warmup=0)) -> tuple[GPT, GPTData]:
+    torch.manual_seed(0)
+    data = GPTData(benchmark.random_corpus(50, 4000), 8, 4, benchmark.word_tokenizer(50))
+    return GPT(Config(**TINY, causal=True, max_len=8), 50, recipe), data
+
+
+def test_turns():
+    module, data = tiny_task()
+    order: list[str] = []
+
+    def rival(_):
+        while True:
+            order.append("rival")
+            yield
+
+    class Note(transformer.L.Callback):
+        def on_train_batch_start(self, *_):
+            order.append("ours")
+
+    turns = TakeTurns({"rival": rival}, block=2)
+    benchmark.fit(module, data, [Note(), turns], 6, accelerator="cpu")
+    assert order == (["ours"] * 2 + ["rival"] * 2) * 3
+    assert {name: len(seconds) for name, seconds in turns.seconds.items()} == {"ours": 2, "rival": 2}  # the first warms up
+
+
+def test_bare_loop_takes_the_steps_of_the_trainer():
+    """The same work: after as many steps of a schedule without warm-up or end, the same weights."""
+    from copy import deepcopy
+
+    module, data = tiny_task(Recipe(warmup=0, final_lr=1.0, weight_decay=0.0))
+    bare = deepcopy(module.model)
+    seconds = benchmark.compete(module, data, {"bare loop": (bare, benchmark.loss_of_logits)}, 2, 3, accelerator="cpu")
+    assert [len(samples) for samples in seconds.values()] == [3, 3]
+    for ours, theirs in zip(module.model.parameters(), bare.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_windows_and_nats():
+    inputs, targets = benchmark.windows(torch.arange(12), 3)
+    assert inputs.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]] and torch.equal(targets, inputs + 1)
+    module, data = tiny_task()
+    held_out = benchmark.windows(data.test, 8)
+    expected = nn.functional.cross_entropy(module.model(held_out[0]).flatten(0, 1), held_out[1].flatten()).item()
+    assert benchmark.nats(module, *held_out) == pytest.approx(expected, rel=1e-5)
+    assert module.training
+
+
+def test_watch_notes_the_first_time_below_the_target():
+    module, data = tiny_task()
+    held_out = benchmark.windows(data.test, 8)
+    never, at_once = Watch(*held_out, first=4, every=2, target=0.0), Watch(*held_out, first=4, every=2, target=99.0)
+    benchmark.fit(module, data, [never, at_once], 7, accelerator="cpu")
+    assert never.reached is None and at_once.reached_step == 4
+    assert 0 < at_once.reached < at_once.seconds and math.isfinite(never.loss)
+
+
+# ------------------------------------------------------------------------------------------------ the whole
+def test_report(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Machine, "measure", lambda self: self.__dict__.update(flops=self.flops + 1e9, bandwidth=1e9))
+    work = {"work": (1e9, 1e9)}
+    monkeypatch.setitem(benchmark.GROUPS, "import", lambda run: [run.add("import", "work", "other", [1.0], [2.0], **work) for _ in range(2)])
+    benchmark.main(["--quick", "--rows", "import", "shakespeare", "gpu", "--out", str(tmp_path / "b.json")])
+    report = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))
+    assert report["quick"] and report["versions"]["torch"] == torch.__version__
+    assert [benchmark.from_json(kept).name for kept in report["rows"]] == ["work"] * 2
+    assert [kept["floor"] for kept in report["rows"]] == [1.0, 1.0]  # at the bandwidth
+    screen = capsys.readouterr()
+    assert "| work | 1.00 s | other: 2.00 s | 0.50" in screen.out and "2 GFLOP/s" in screen.out
+    assert "--shakespeare FILE" in screen.err
+    assert "/" not in json.dumps(report["machine"]).replace("\\/", "")
+
+
+def test_training_rows_on_tiny_sizes(monkeypatch):
+    small = replace(transformer.GPT2, **TINY, max_len=8), 50, Recipe()
+    monkeypatch.setattr(benchmark, "LARGE_TASKS", {"GPT": lambda: (GPT(*small), tiny_task()[1])})
+    run = Run(True, Machine(CPU, 1e9, 1e12))
+    monkeypatch.setattr(Machine, "measure", lambda self: None)
+    benchmark.training(run)
+    run.settle()
+    assert [row.peer for row in run.rows] == ["transformers", "transformers, GELU of PyTorch"]
+    for row in run.rows:
+        assert len(row.ours) == len(row.theirs) == 4 and row.floor == row.work[0] / 1e9
+    assert all(row.must and row.aim for row in run.rows)
+    assert "parameters; first loss" in run.rows[0].note

@@ -1,0 +1,939 @@
+"""How fast this is beside what else there is, and how near the machine's limit: `python -m utils.benchmark --quick`.
+
+Ours and each peer take turns in one run, so that what slows the machine down slows both. A row holds medians with
+their quartiles, the median of the ratios turn by turn, and a floor: the longer of two times, of the FLOPs at the rate
+of the machine's matrix product and of the bytes at the bandwidth of its memory, both measured in the same run. What is
+computed and moved beside the matrix products and the weights is not in the floor, so nothing can reach it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import json
+import logging
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from importlib.machinery import ModuleSpec
+from importlib.metadata import version
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from itertools import islice
+from pathlib import Path
+from statistics import median, quantiles
+
+import lightning as L
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from transformer import (
+    BERT,
+    BERT_BASE,
+    GPT,
+    GPT2,
+    VIT_B16,
+    Config,
+    DecoderTransformer,
+    LitTransformer,
+    PatchEmbedding,
+    Recipe,
+    Transformer,
+    ViT,
+    train,
+)
+from utils.batches import TrainBatches
+from utils.images import ImageData, ImageSet
+from utils.presets import PHOTOGRAPHS, PRESETS
+from utils.pretrained import describe, save_pretrained
+from utils.text import BERTData, Corpus, GPTData, load_corpus
+
+Seconds = list[float]
+PACKAGES = ("torch", "lightning", "torchmetrics", "transformers", "timm", "vit-pytorch", "numpy")
+PEAKS = {  # dense bfloat16 FLOPs per second, as the makers state them
+    "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "RTX 4090": 165e12,
+}  # fmt: skip
+TARGET = 1.886  # nats per character of the last tenth of Shakespeare
+
+
+# ------------------------------------------------------------------------------------------------ figures
+@dataclass
+class Row:
+    """Ours and one peer on the same work, turn by turn.
+
+    must, aim: limits by name: `ratio` (ours by the peer's, at most), `ours` (at most), `share` (the floor by ours, at
+    least).
+    """
+
+    group: str
+    name: str
+    peer: str
+    ours: list[float]
+    theirs: list[float]
+    work: tuple[float, float] | None = None  # FLOPs and bytes
+    floor: float | None = None  # seconds for that work, once the run has seen the machine's best rates
+    must: dict[str, float] = field(default_factory=dict)
+    aim: dict[str, float] = field(default_factory=dict)
+    unit: str = "s"  # or bytes
+    note: str = ""
+
+    def ratios(self) -> list[float]:
+        """Turn by turn: what changes from one turn to the next, changes both."""
+        return [a / b for a, b in zip(self.ours, self.theirs, strict=True)]
+
+    def figures(self) -> dict[str, float]:
+        """What the limits are about."""
+        figures = {"ratio": median(self.ratios()), "ours": median(self.ours)}
+        return figures if self.floor is None else figures | {"share": self.floor / figures["ours"]}
+
+    def holds(self, limits: dict[str, float]) -> bool | None:
+        """Whether all limits are kept; None where there are none."""
+        figures = self.figures()
+        kept = [figures[n] >= limit if n == "share" else figures[n] <= limit for n, limit in limits.items()]
+        return all(kept) if kept else None
+
+    def to_json(self) -> dict:
+        sums = {"ours": spread(self.ours), "theirs": spread(self.theirs), "ratio": spread(self.ratios())}
+        return asdict(self) | {"spread": sums, "must_holds": self.holds(self.must), "aim_holds": self.holds(self.aim)}
+
+
+def spread(samples: list[float]) -> dict[str, float]:
+    """Median and quartiles of the samples, and how many there are."""
+    low, _, high = quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
+    return {"median": median(samples), "low": low, "high": high, "n": len(samples)}
+
+
+def from_json(row: dict) -> Row:
+    """A row of benchmark.json."""
+    row = {name: row[name] for name in Row.__dataclass_fields__}
+    return Row(**row | {"work": row["work"] and tuple(row["work"])})
+
+
+def amount(value: float, unit: str) -> str:
+    """Three digits with a unit that suits them."""
+    if value == math.inf:
+        return "never"
+    if unit == "bytes":
+        return f"{value / 2**20:.0f} MiB"
+    scale, name = next(((s, n) for s, n in ((1, "s"), (1e-3, "ms")) if value >= s), (1e-6, "µs"))
+    value /= scale
+    return f"{value:.{max(0, 2 - math.floor(math.log10(max(value, 1))))}f} {name}"
+
+
+def limits(row: Row, which: dict[str, float]) -> str:
+    """The limits in words, and whether they are kept."""
+    words = {"ratio": "ratio ≤ {:g}", "ours": "≤ {}", "share": "≥ {:.0%} of the floor's speed"}
+    texts = [words[n].format(amount(v, row.unit) if n == "ours" else v) for n, v in which.items()]
+    return ", ".join(texts) + (": yes" if row.holds(which) else ": **no**") if texts else ""
+
+
+def table(rows: list[Row]) -> str:
+    """The rows in Markdown."""
+    lines = ["| | ours | peer | ratio (quartiles) | floor | must | aim |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        ratio, figures = spread(row.ratios()), row.figures()
+        floor = f"{amount(row.floor, row.unit)}, {figures['share']:.0%} of ours" if row.floor else ""
+        cells = [
+            row.name,
+            amount(figures["ours"], row.unit),
+            f"{row.peer}: {amount(median(row.theirs), row.unit)}",
+            f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+            floor,
+            limits(row, row.must),
+            limits(row, row.aim),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------ floors
+def forward_flops(model: Transformer, batch: int, length: int, scored: int, past: int = 0) -> float:
+    """FLOPs of the matrix products in one forward pass; a multiplication and an addition count two.
+
+    length: positions of a sequence; past: those read before, that a cache holds; scored: how many states of the whole
+    batch go to the head.
+    """
+    config = model.config
+    pairs = length * (past + (length + 1) / 2) if config.causal else length * (past + length)
+    blocks = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2)
+    head = sum(m.weight.numel() for m in model.head.modules() if isinstance(m, nn.Linear))
+    # Queries meet keys, then weights meet values: two products of width d_model for each pair of positions.
+    products = batch * length * blocks + batch * config.n_layers * 2 * pairs * config.d_model + scored * head
+    return 2 * (products + batch * patch_products(model, length))
+
+
+def patch_products(model: Transformer, length: int) -> float:
+    return (length - 1) * model.embed.project.weight.numel() if isinstance(model.embed, PatchEmbedding) else 0
+
+
+def training_flops(model: Transformer, batch: int, length: int, scored: int) -> float:
+    """The backward pass takes two products for each one forwards, but that no gradient goes back into a picture."""
+    return 3 * forward_flops(model, batch, length, scored) - 2 * batch * patch_products(model, length)
+
+
+def training_bytes(model: nn.Module) -> float:
+    """Weights read forwards and backwards, gradients written; AdamW reads four numbers a weight and writes three."""
+    return sum(4 * p.numel() * (2 + 1 + 4 + 3) for p in model.parameters())
+
+
+def sampling_bytes(model: Transformer, batch: int, past: int) -> float:
+    """What one more word must read: the weights, but of the positions one row, and the keys and values so far."""
+    config = model.config
+    weights = sum(p.numel() for p in model.parameters()) - (config.max_len - 1) * config.d_model
+    return 4 * (weights + batch * past * 2 * config.n_layers * config.d_model)
+
+
+@dataclass
+class Machine:
+    """The best rates that were seen in this run: FLOPs per second of a matrix product, bytes per second of reading."""
+
+    device: torch.device
+    flops: float = 0.0
+    bandwidth: float = 0.0
+
+    def measure(self, side: int = 2048, size: int = 2**26) -> None:
+        """Look again: between the rows, since the machine's speed may change, and a floor wants the best."""
+        a, b = (torch.randn(side, side, device=self.device) for _ in range(2))
+        x = torch.randn(size, device=self.device)
+        self.flops = max(self.flops, 2 * side**3 / best(lambda: a @ b, self.device))
+        reads = (lambda: x.sum(), lambda: torch.dot(x, x), lambda: x.view(-1, 4096) @ x[:4096])
+        self.bandwidth = max(self.bandwidth, *(4 * size / best(read, self.device) for read in reads))
+
+    def floor(self, flops: float, n_bytes: float) -> float:
+        """Seconds; both may go on at the same time, so the longer counts."""
+        return max(flops / self.flops, n_bytes / self.bandwidth)
+
+
+def wait(device: torch.device) -> float:
+    """The time, once the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def best(work: Callable[[], object], device: torch.device, n: int = 5) -> float:
+    """The shortest of n times, in seconds."""
+    work()
+    seconds = []
+    for _ in range(n):
+        began = wait(device)
+        work()
+        seconds.append(wait(device) - began)
+    return min(seconds)
+
+
+# ------------------------------------------------------------------------------------------------ the work
+def word_tokenizer(vocab_size: int) -> Tokenizer:
+    """Words w0, w1, ... behind the special ones."""
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    names += [f"w{i}" for i in range(vocab_size - len(names))]
+    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
+
+
+def random_corpus(vocab_size: int, n_words: int = 100_000) -> Corpus:
+    """What the words are makes no step faster or slower."""
+    ids = torch.randint(vocab_size - 5, (n_words,), generator=torch.Generator().manual_seed(0)).tolist()
+    text = " ".join(f"w{i}" for i in ids)
+    short = text[: len(text) // 20].rpartition(" ")[0]
+    return Corpus("random", text, short, short, "made up")
+
+
+def random_pictures(size: int, n: int = 512, channels: int = 3, n_classes: int = 10) -> ImageSet:
+    draw = torch.Generator().manual_seed(0)
+    pictures = torch.randint(256, (n, channels, size, size), generator=draw, dtype=torch.uint8)
+    part = pictures, torch.arange(n) % n_classes
+    few = part[0][:32], part[1][:32]
+    return ImageSet("random", [str(i) for i in range(n_classes)], part, few, few, "made up")
+
+
+ADAMW = Recipe(lr=3e-4, warmup=10)
+LARGE = {"n_layers": 6, "n_heads": 6, "d_model": 384, "d_ff": 1536}
+
+
+def large_gpt(vocab_size: int = 1024, batch: int = 8, context: int = 256) -> tuple[LitTransformer, GPTData]:
+    data = GPTData(random_corpus(vocab_size), context, batch, word_tokenizer(vocab_size))
+    return GPT(replace(GPT2, **LARGE, max_len=context), vocab_size, ADAMW), data
+
+
+def large_bert(vocab_size: int = 1024, batch: int = 16, context: int = 128) -> tuple[LitTransformer, BERTData]:
+    data = BERTData(random_corpus(vocab_size), context, batch, word_tokenizer(vocab_size))
+    return BERT(replace(BERT_BASE, **LARGE, max_len=context), vocab_size, ADAMW), data
+
+
+def large_vit(batch: int = 32, size: int = 112, patch: int = 16) -> tuple[LitTransformer, ImageData]:
+    data = ImageData(random_pictures(size), batch)
+    return ViT(replace(VIT_B16, **LARGE), size, patch, data.n_classes, ADAMW), data
+
+
+LARGE_TASKS = {"GPT": large_gpt, "BERT": large_bert, "ViT": large_vit}
+TITLES = {
+    "GPT": "GPT 6x384, 8 x 256 tokens",
+    "BERT": "BERT 6x384, 16 x 128 tokens",
+    "ViT": "ViT 6x384, 32 pictures of 112 x 112",
+}
+
+
+def small_gpt(context: int, batch: int, vocab_size: int, recipe: Recipe = ADAMW) -> tuple[LitTransformer, GPTData]:
+    """The 0.8 M model."""
+    config = Config(4, 4, 128, 512, context, causal=True)
+    data = GPTData(random_corpus(vocab_size, 400_000), context, batch, word_tokenizer(vocab_size))
+    return GPT(config, vocab_size, recipe), data
+
+
+def step_work(module: LitTransformer, data: L.LightningDataModule) -> tuple[int, int, int]:
+    """Batch, length and scored positions of a training step: what `training_flops` asks for."""
+    inputs, targets = next(iter(data.train_dataloader()))
+    length = module.model.config.max_len if isinstance(module, ViT) else inputs.shape[1]
+    return len(inputs), length, int((targets != -100).sum())
+
+
+# ------------------------------------------------------------------------------------------------ the peers
+class Torchvision:
+    """timm imports torchvision, of which its ViT uses nothing: names without content do."""
+
+    class Name(type):
+        def __getattr__(cls, name: str) -> str:
+            return name
+
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] == "torchvision" else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module) -> None:
+        module.__getattr__ = lambda name: self.Name(name, (), {})
+
+
+def import_timm():
+    """timm's ViT, with or without torchvision."""
+    if find_spec("torchvision"):
+        return importlib.import_module("timm.models.vision_transformer")
+    sys.meta_path.insert(0, stand_in := Torchvision())
+    try:
+        return importlib.import_module("timm.models.vision_transformer")
+    finally:
+        sys.meta_path.remove(stand_in)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]  # transformers would take it for the real one
+
+
+def import_vit_pytorch():
+    """vit_pytorch/vit.py alone: the package around it wants torchvision."""
+    path = Path(find_spec("vit_pytorch").submodule_search_locations[0], "vit.py")
+    spec = spec_from_file_location("vit_pytorch_vit", path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def of_transformers(ours: Transformer, weights: bool = True, **changes) -> nn.Module:
+    """The same model by transformers, with our weights or random ones; `changes` go to its configuration."""
+    import transformers
+
+    kind, settings = describe(ours, None)
+    build = getattr(transformers, settings["architectures"][0])
+    if not weights:
+        return build(transformers.AutoConfig.for_model(**settings | {"model_type": kind} | changes))
+    with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
+        return build.from_pretrained(save_pretrained(ours, Path(folder, "model")), **changes)
+
+
+class OfTorch(nn.Module):
+    """Our two ends around the blocks of torch.nn.TransformerEncoder, with our weights."""
+
+    def __init__(self, ours: Transformer) -> None:
+        super().__init__()
+        ours, config = deepcopy(ours), ours.config
+        self.causal, self.embed, self.norm, self.head = config.causal, ours.embed, ours.norm, ours.head
+        sizes = {"d_model": config.d_model, "nhead": config.n_heads, "dim_feedforward": config.d_ff}
+        how = {"layer_norm_eps": config.norm_eps, "norm_first": config.norm_first, "batch_first": True}
+        gelu = partial(F.gelu, approximate="tanh" if config.activation == "gelu_tanh" else "none")
+        layer = nn.TransformerEncoderLayer(**sizes, **how, dropout=config.dropout, activation=gelu)
+        self.blocks = nn.TransformerEncoder(layer, config.n_layers, enable_nested_tensor=False)
+        for theirs, block in zip(self.blocks.layers, ours.blocks, strict=True):
+            attention = theirs.self_attn
+            attention.in_proj_weight, attention.in_proj_bias = block.attention.qkv.parameters()
+            attention.out_proj.load_state_dict(block.attention.out.state_dict())
+            theirs.linear1, theirs.linear2 = block.mlp.up, block.mlp.down
+            theirs.norm1, theirs.norm2 = block.norm1, block.norm2
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        x = self.embed(inputs)
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], x.device) if self.causal else None
+        return self.head(self.norm(self.blocks(x, mask, is_causal=self.causal)))
+
+
+def of_timm(ours: Transformer) -> nn.Module:
+    config, n_classes = ours.config, ours.head.classifier.out_features
+    sizes = {"embed_dim": config.d_model, "depth": config.n_layers, "num_heads": config.n_heads}
+    size, patch = ours.embed.input_shape[-1], ours.embed.project.kernel_size[0]
+    return import_timm().VisionTransformer(img_size=size, patch_size=patch, num_classes=n_classes, **sizes)
+
+
+def of_vit_pytorch(ours: Transformer) -> nn.Module:
+    config, n_classes = ours.config, ours.head.classifier.out_features
+    sizes = {"dim": config.d_model, "depth": config.n_layers, "heads": config.n_heads, "mlp_dim": config.d_ff}
+    size, patch = ours.embed.input_shape[-1], ours.embed.project.kernel_size[0]
+    width = config.d_model // config.n_heads
+    vit = import_vit_pytorch().ViT
+    return vit(image_size=size, patch_size=patch, num_classes=n_classes, dim_head=width, **sizes)
+
+
+def loss_of_transformers(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """What its models return beside the logits; GPT-2 would shift the targets, which spares it a copy here."""
+    shifted = {"shift_labels": targets.contiguous()} if "GPT2" in type(model).__name__ else {}
+    return model(inputs, labels=targets, **shifted).loss
+
+
+def loss_of_logits(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """As one writes it: the cross-entropy of all logits, -100 left out."""
+    return F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
+
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def peers(kind: str, ours: Transformer) -> dict[str, tuple[Callable[[], nn.Module], Loss]]:
+    """By name: what builds the peer, and how it computes its loss."""
+    found = {"transformers": (lambda: of_transformers(ours), loss_of_transformers)}
+    if kind == "GPT":  # its default writes the tanh form of GELU out in single operations
+        fused = {"activation_function": "gelu_pytorch_tanh"}
+        found["transformers, GELU of PyTorch"] = (lambda: of_transformers(ours, **fused), loss_of_transformers)
+    found["torch.nn.TransformerEncoder"] = (lambda: OfTorch(ours), loss_of_logits)
+    if kind == "ViT":
+        found |= {"timm": (lambda: of_timm(ours), loss_of_logits)}
+        found |= {"vit-pytorch": (lambda: of_vit_pytorch(ours), loss_of_logits)}
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ taking turns
+def bare_loop(
+    model: nn.Module, loss_of: Loss, batches: TrainBatches, like: torch.optim.Optimizer, precision: str = "32-true"
+) -> Iterator[float]:
+    """The plain training loop, one step at each `next`, with an optimiser of the kind and the settings of `like`."""
+    device = like.param_groups[0]["params"][0].device
+    model = model.to(device).train()
+    settings = {name: like.defaults[name] for name in ("lr", "betas", "weight_decay", "fused", "foreach")}
+    optimizer = torch.optim.AdamW(model.parameters(), **settings)
+    half = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+    while True:
+        for batch in batches:
+            inputs, targets = (tensor.to(device) for tensor in batch)
+            with half:
+                loss = loss_of(model, inputs, targets)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            yield loss.detach()
+
+
+class TakeTurns(L.Callback):
+    """After every `block` steps of the Trainer each rival takes as many; nobody's clock runs in another's turn.
+
+    rivals: what makes a rival of the Trainer's optimiser. The first turn warms up and is not kept.
+    """
+
+    def __init__(self, rivals: dict[str, Callable[[torch.optim.Optimizer], Iterator]], block: int) -> None:
+        self.rivals, self.block = rivals, block
+        self.seconds: dict[str, Seconds] = {name: [] for name in ("ours", *rivals)}
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.running = {name: start(trainer.optimizers[0]) for name, start in self.rivals.items()}
+        self.began = wait(module.device)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_) -> None:
+        if trainer.global_step % self.block:
+            return
+        warm = trainer.global_step > self.block
+        self.keep("ours", self.began, module.device, warm)
+        for name, steps in self.running.items():
+            began = wait(module.device)
+            for _ in range(self.block):
+                next(steps)
+            self.keep(name, began, module.device, warm)
+        self.began = wait(module.device)
+
+    def keep(self, name: str, began: float, device: torch.device, warm: bool) -> None:
+        seconds = (wait(device) - began) / self.block
+        if warm:
+            self.seconds[name].append(seconds)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing on the screen; what is written is still written out, since that takes time as well."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def fit(module: LitTransformer, data: L.LightningDataModule, callbacks: list, steps: int, **options) -> None:
+    """Our whole `train`, with its progress bar, its logging and its checkpoints; `options` as there."""
+    options = {"accelerator": "auto", "limit_val_batches": 1} | options
+    with quiet(), tempfile.TemporaryDirectory() as out:
+        train(module, data, out, callbacks=callbacks, max_steps=steps, **options)
+
+
+def compete(
+    module: LitTransformer, data: L.LightningDataModule, rivals: dict[str, tuple], block: int, turns: int, **options
+) -> dict[str, Seconds]:
+    """Seconds per step of our train() and of the rivals, (model, loss) each, in turns, on the same batches."""
+    precision = options.get("precision", "32-true")
+    batches = partial(TrainBatches, data.order, data.make, data.batch_size, data.seed)
+    loops = {
+        name: lambda like, model=model, loss=loss: bare_loop(model, loss, batches(), like, precision)
+        for name, (model, loss) in rivals.items()
+    }
+    turn = TakeTurns(loops, block)
+    fit(module, data, [turn], block * (turns + 1), **options)
+    return turn.seconds
+
+
+# ------------------------------------------------------------------------------------------------ the rows
+@dataclass
+class Run:
+    """How much of it, where, and what is known so far."""
+
+    quick: bool
+    machine: Machine
+    shakespeare: Path | None = None
+    rows: list[Row] = field(default_factory=list)
+
+    def add(self, *values, **more) -> None:
+        self.rows.append(Row(*values, **more))
+        print(table(self.rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+
+    def settle(self) -> None:
+        """All floors, at the best rates that the run has seen so far."""
+        self.machine.measure()
+        for row in self.rows:
+            row.floor = row.floor if row.work is None else self.machine.floor(*row.work)
+
+
+def available(name: str, build: Callable[[], nn.Module]) -> nn.Module | None:
+    try:
+        return build()
+    except (ImportError, AttributeError) as error:
+        print(f"without {name}: {error}", file=sys.stderr)
+        return None
+
+
+def training(run: Run) -> None:
+    """A training step through the whole Trainer, against bare loops."""
+    for kind, task in LARGE_TASKS.items():
+        torch.manual_seed(0)
+        module, data = task()
+        rivals = peers(kind, module.model)
+        if run.quick:
+            rivals = {name: pair for name, pair in rivals.items() if name.startswith("transformers")}
+        built = {name: (available(name, build), loss) for name, (build, loss) in rivals.items()}
+        built = {name: pair for name, pair in built.items() if pair[0] is not None}
+        work = step_work(module, data)
+        n_bytes, flops = training_bytes(module), training_flops(module.model, *work)
+        sizes = {name: sum(p.numel() for p in model.parameters()) for name, (model, _) in built.items()}
+        mine = sum(p.numel() for p in module.parameters())
+        losses = first_losses(module, data, built)
+        seconds = compete(module, data, built, 1, 4 if run.quick else 12)
+        ours = seconds.pop("ours")
+        for name, theirs in seconds.items():
+            must = {"must": {"ratio": 0.95}, "aim": {"ratio": 0.85}} if name.startswith("transformers") else {}
+            note = f"{mine} and {sizes[name]} parameters; first loss {losses['ours']:.6f} and {losses[name]:.6f}"
+            title = f"training step, {TITLES[kind]}"
+            run.add("training", title, name, ours, theirs, (flops, n_bytes), note=note, **must)
+
+
+@torch.no_grad()
+def first_losses(module: LitTransformer, data: L.LightningDataModule, rivals: dict[str, tuple]) -> dict[str, float]:
+    """On one batch, of each: those with our weights must agree."""
+    batch = next(iter(data.train_dataloader()))
+    losses = {"ours": loss_of_logits(module.model.eval(), *batch)}
+    losses |= {name: loss(model.eval(), *batch) for name, (model, loss) in rivals.items()}
+    module.train()
+    return {name: loss.item() for name, loss in losses.items()}
+
+
+def overhead(run: Run) -> None:
+    """What the Trainer, its logging and its progress bar add to a bare loop of the same model."""
+    for context, batch, vocab in ((64, 12, 65), (128, 16, 1024)):
+        torch.manual_seed(0)
+        module, data = small_gpt(context, batch, vocab)
+        rivals = {"bare loop": (deepcopy(module.model), loss_of_logits)}
+        seconds = compete(module, data, rivals, 10, 8 if run.quick else 30)
+        name = f"Trainer, GPT 4x128 (0.8 M), {batch} x {context} tokens, {vocab} words"
+        flops = training_flops(module.model, batch, context, batch * context)
+        limits = {"must": {"ratio": 1.08}, "aim": {"ratio": 1.03}}
+        work = flops, training_bytes(module)
+        run.add("overhead", name, "bare loop", seconds["ours"], seconds["bare loop"], work, **limits)
+
+
+def our_words(model: DecoderTransformer, ids: Tensor, n: int) -> Seconds:
+    """When the call began, and when each word was there."""
+    stamps = [time.perf_counter()]
+    stamps += [wait(ids.device) for _ in model.stream(ids, n, temperature=0)]
+    return stamps
+
+
+def their_words(model: nn.Module, ids: Tensor, n: int) -> Seconds:
+    """The same of transformers.generate."""
+    stamps: Seconds = []
+    streamer = argparse.Namespace(put=lambda _: stamps.append(wait(ids.device)), end=lambda: None)
+    began = time.perf_counter()
+    mask = torch.ones_like(ids)
+    model.generate(ids, attention_mask=mask, max_new_tokens=n, do_sample=False, streamer=streamer, pad_token_id=0)
+    return [began, *stamps[1:]]  # the first thing that it puts is the prompt
+
+
+def per_word(stamps: Seconds) -> float:
+    """The median of the time from one word to the next; what came before the first does not count."""
+    return median(b - a for a, b in zip(stamps[1:], stamps[2:], strict=False))
+
+
+def sampling(run: Run) -> None:
+    """Writing on with the cache, at the shape of GPT-2, greedily, against transformers.generate."""
+    model, peer = gpt2_pair(run.machine.device)
+    must, aim = {"ratio": 1.0}, {"ratio": 1 / 1.15, "share": 0.9}
+    cases = [(1, 16), (8, 16), (1, 900)] + [(8, 900)] * (not run.quick)
+    for batch, length in cases:
+        ids = torch.randint(50257, (batch, length), generator=torch.Generator().manual_seed(0)).to(run.machine.device)
+        calls: dict[str, list[Seconds]] = {"ours": [], "theirs": []}
+        n = 16 if run.quick else 48
+        for _ in range(3 if run.quick else 5 if batch * length > 900 else 9):
+            calls["ours"].append(our_words(model, ids, n))
+            calls["theirs"].append(their_words(peer, ids, n))
+        where = f"GPT-2 124 M, batch {batch}, {length} tokens before"
+        past = length + n // 2
+        work = forward_flops(model, batch, 1, batch, past), sampling_bytes(model, batch, past)
+        ours, theirs = ([per_word(stamps) for stamps in calls[name]] for name in calls)
+        of_batch_1 = {"must": must, "aim": aim} if batch == 1 else {}
+        run.add("sampling", f"next word, {where}", "transformers", ours, theirs, work, **of_batch_1)
+        ours, theirs = ([stamps[-1] - stamps[0] for stamps in calls[name]] for name in calls)
+        note = f"{n} words, the reading of the prompt with them"
+        whole = {"must": must} if batch == 1 else {}
+        run.add("sampling", f"{n} words, {where}", "transformers", ours, theirs, note=note, **whole)
+
+
+def parameters_of(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def gpt2_pair(device: torch.device) -> tuple[DecoderTransformer, nn.Module]:
+    """Ours at the shape of GPT-2, and that of transformers with the same random weights."""
+    torch.manual_seed(0)
+    model = DecoderTransformer(GPT2, 50257)
+    peer = of_transformers(model)
+    return model.eval().to(device), peer.eval().to(device)
+
+
+def context(run: Run) -> None:
+    """A word after 1,000 tokens against a word after one."""
+    torch.manual_seed(0)
+    device = run.machine.device
+    model = DecoderTransformer(GPT2, 50257).eval().to(device)
+    ids = torch.randint(50257, (1, 1000), generator=torch.Generator().manual_seed(0)).to(device)
+    seconds: dict[int, Seconds] = {1: [], 1000: []}
+    for _ in range(3 if run.quick else 9):
+        for length, samples in seconds.items():
+            samples.append(per_word(our_words(model, ids[:, :length], 16)))
+    name = "next word, GPT-2 124 M, 1,000 tokens before"
+    work = forward_flops(model, 1, 1, 1, 1000), sampling_bytes(model, 1, 1000)
+    run.add("context", name, "ours, 1 token before", seconds[1000], seconds[1], work, must={"ratio": 1.3})
+
+
+def pipeline(run: Run) -> None:
+    """A batch against the step that it feeds; ViT's with the augmentation of the preset `full`."""
+    for name, (module, data) in pipeline_tasks().items():
+        if isinstance(data, ImageData):
+            data.augment = PRESETS["vit"]["small"]["batches"]["augment"] if "small" in name else PHOTOGRAPHS
+        turns = 3 if run.quick else 20
+        spans = {"batch": [], "step": []}
+        batches = TrainBatches(data.order, data.make, data.batch_size)
+        optimizer = torch.optim.AdamW(module.parameters())
+        steps = bare_loop(deepcopy(module.model), loss_of_logits, batches, optimizer)
+        next(steps)
+        for _ in range(turns):
+            n = len(batches)
+            began = time.perf_counter()
+            got = sum(1 for _ in islice(batches, min(n, 5)))
+            spans["batch"].append((time.perf_counter() - began) / got)
+            began = time.perf_counter()
+            next(steps)
+            spans["step"].append(time.perf_counter() - began)
+        run.add("data", f"one batch, {name}", "its step", spans["batch"], spans["step"], must={"ratio": 1 / 20})
+
+
+def pipeline_tasks() -> dict[str, tuple[LitTransformer, L.LightningDataModule]]:
+    tasks = {TITLES[kind]: task() for kind, task in LARGE_TASKS.items()}
+    tasks["GPT 4x128, small"] = small_gpt(128, 16, 1024)
+    data = ImageData(random_pictures(28, 4500, 1), 100)
+    tasks["ViT 4x96, small, 100 digits"] = ViT(Config(4, 4, 96, 384), 28, 7, 10, ADAMW, channels=1), data
+    return tasks
+
+
+IMPORT = """
+import time
+began = time.perf_counter()
+import lightning, torchmetrics
+between = time.perf_counter()
+import transformer
+print(between - began, time.perf_counter() - between)
+"""
+
+
+def child(*arguments: str) -> str:
+    """What Python prints in a process of its own."""
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, *arguments], cwd=root, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout.splitlines()[-1]
+
+
+def imports(run: Run) -> None:
+    """What `import transformer` adds to that of its libraries."""
+    seconds = [tuple(map(float, child("-c", IMPORT).split())) for _ in range(3 if run.quick else 9)]
+    theirs, ours = (list(column) for column in zip(*seconds, strict=True))
+    name = "import transformer, beyond its libraries"
+    run.add("import", name, "import lightning, torchmetrics", ours, theirs, must={"ours": 0.1})
+
+
+def memory(run: Run) -> None:
+    """The most memory that a process held: its libraries, and what training or sampling came to on top of them."""
+    for kind in ["GPT"] if run.quick else [*LARGE_TASKS, "sampling"]:
+        found: dict[str, list] = {"ours": [], "transformers": []}
+        for _ in range(1 if run.quick else 3):
+            for who, samples in found.items():
+                samples.append(json.loads(child("-m", "utils.benchmark", "--child", kind, who)))
+        ours, theirs = ([peak for _, peak in samples] for samples in found.values())
+        title = f"{TITLES[kind]}, 3 steps" if kind in TITLES else "GPT-2 124 M, 900 tokens and 16 words more"
+        run.add("memory", f"peak memory, {title}", "transformers", ours, theirs, unit="bytes")
+        ours, theirs = ([peak - libraries for libraries, peak in samples] for samples in found.values())
+        run.add("memory", f"... beyond the libraries, {title}", "transformers", ours, theirs, unit="bytes")
+
+
+def peak_memory() -> int:
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def memory_child(kind: str, who: str) -> None:
+    """In a process of its own: print the peak after importing and after the work."""
+    with torch.device("meta"):
+        model = DecoderTransformer(GPT2, 50257) if kind == "sampling" else None
+    theirs = who == "transformers"
+    if theirs:  # a model of two layers makes it import what it needs
+        small = DecoderTransformer(replace(GPT2, n_layers=2, d_model=24, d_ff=24), 99)
+        of_transformers(small, weights=False).generate(torch.zeros(1, 2, dtype=torch.long), max_new_tokens=2)
+    if kind == "sampling":
+        libraries = peak_memory()
+        model = of_transformers(model, weights=False) if theirs else DecoderTransformer(GPT2, 50257)
+        (their_words if theirs else our_words)(model.eval(), torch.zeros(1, 900, dtype=torch.long), 16)
+    else:
+        module, data = LARGE_TASKS[kind]()
+        libraries = peak_memory()
+        if theirs:
+            rival, module = of_transformers(module.model, weights=False), None
+            like = torch.optim.AdamW(nn.Linear(1, 1).parameters(), lr=ADAMW.lr, betas=ADAMW.betas)
+            batches = TrainBatches(data.order, data.make, data.batch_size)
+            for _ in islice(bare_loop(rival, loss_of_transformers, batches, like), 3):
+                pass
+        else:
+            fit(module, data, [], 3, accelerator="cpu", limit_val_batches=1)
+    print(json.dumps([libraries, peak_memory()]))
+
+
+# ------------------------------------------------------------------------------------------------ Shakespeare
+class Watch(L.Callback):
+    """Seconds of training until the loss on the last tenth is at most `target`; looking does not count.
+
+    Looks after every `every` steps from step `first` on, and at the end.
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor, first: int, every: int, target: float = TARGET) -> None:
+        self.windows, self.first, self.every, self.target = (inputs, targets), first, every, target
+        self.seconds = self.reached = self.reached_step = self.loss = None
+
+    def on_train_start(self, *_) -> None:
+        self.began, self.looking = time.perf_counter(), 0.0
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_) -> None:
+        step, last = trainer.global_step, trainer.global_step >= trainer.max_steps
+        if not last and (step < self.first or step % self.every):
+            return
+        now = time.perf_counter()
+        self.seconds, self.loss = now - self.began - self.looking, nats(module, *self.windows)
+        if self.reached is None and self.loss <= self.target:
+            self.reached, self.reached_step = self.seconds, step
+        self.looking += time.perf_counter() - now
+
+
+@torch.no_grad()
+def nats(module: LitTransformer, inputs: Tensor, targets: Tensor) -> float:
+    """The mean loss in windows that do not overlap: a first character has nothing before it, as in training."""
+    module.eval()
+    parts = zip(inputs.split(128), targets.split(128), strict=True)
+    total = sum(loss_of_logits(module.model, *part).item() * len(part[0]) for part in parts)
+    module.train()
+    return total / len(inputs)
+
+
+def windows(ids: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """ids (N,) -> inputs and targets (N // width, width)."""
+    n = (len(ids) - 1) // width * width
+    return ids[:n].view(-1, width), ids[1 : n + 1].view(-1, width)
+
+
+PLAIN = {"recipe": Recipe(lr=1e-3, warmup=100, final_lr=0.1, weight_decay=0.1, betas=(0.9, 0.99)), "steps": 2000}
+OURS = {"recipe": Recipe("muon", lr=4e-3, warmup=20, final_lr=0.0), "steps": 450}
+
+
+def shakespeare(run: Run) -> None:
+    """Time to 1.886 nats by character, on the last tenth of the text, against 2,000 steps of the plain recipe."""
+    corpus = load_corpus(run.shakespeare).refit()
+    data = GPTData(corpus, 64, 12, "char")
+    held_out = windows(data.test, 64)
+    found: dict[str, list[Watch]] = {"ours": [], "plain": []}
+    for turn in range(1 if run.quick else 2):
+        for who, watches in found.items():
+            torch.manual_seed(turn)
+            better = who == "ours"
+            setting = OURS if better else PLAIN
+            sizes = {"positions": "rotary", "init_std": 0.05} if better else {}
+            config = Config(4, 4, 128, 512, 64, causal=True, **sizes)
+            steps = setting["steps"]
+            watches.append(Watch(*held_out, first=steps * 3 // 4, every=25 if better else steps))
+            module = GPT(config, data.vocab_size, replace(setting["recipe"], seed=turn))
+            fit(module, GPTData(corpus, 64, 12, data.tokenizer, seed=turn), watches[-1:], steps, accelerator="cpu")
+    ours = [watch.reached or math.inf for watch in found["ours"]]
+    theirs = [watch.seconds for watch in found["plain"]]
+    ends = {who: ", ".join(f"{watch.loss:.3f}" for watch in watches) for who, watches in found.items()}
+    steps = ", ".join(str(watch.reached_step) for watch in found["ours"])
+    note = f"reached at step {steps}; loss at the end {ends['ours']}, after 2,000 plain steps {ends['plain']}"
+    name, peer = f"Shakespeare by character to {TARGET} nats", "2,000 AdamW steps"
+    run.add("shakespeare", name, peer, ours, theirs, must={"ratio": 0.5}, aim={"ratio": 1 / 3}, note=note)
+
+
+# ------------------------------------------------------------------------------------------------ GPU
+def gpu(run: Run) -> None:
+    """GPT at 124 M in bfloat16 through the Trainer, compiled and not: the floor is at the card's stated peak."""
+    if run.machine.device.type != "cuda":
+        return print("without the rows of a GPU: there is none", file=sys.stderr)
+    peak = card_peak(torch.cuda.get_device_name(run.machine.device))
+    if peak is None:
+        return print("without the rows of a GPU: its peak is not known here", file=sys.stderr)
+    batch, length, vocab = 16, 1024, 50304  # GPT-2's words, filled up to a multiple of 64
+    for precision, compiled in (("32-true", False), ("bf16-mixed", False), ("bf16-mixed", True)):
+        torch.manual_seed(0)
+        module = GPT(GPT2, vocab, ADAMW)
+        data = GPTData(random_corpus(vocab, 600_000), length, batch, word_tokenizer(vocab))
+        peer = of_transformers(module.model)
+        if compiled:
+            module.model.compile(), peer.compile()
+        rivals = {"transformers": (peer, loss_of_transformers)}
+        seconds = compete(module, data, rivals, 5, 4 if run.quick else 8, precision=precision)
+        name = f"training step, GPT-2 124 M, {batch} x {length}, {precision}{', compiled' * compiled}"
+        must, aim = ({"share": 0.45}, {"share": 0.55}) if compiled else ({}, {})
+        flops = model_flops(module.model, batch, length)
+        note = f"the floor's share is the MFU: 6 N + 12 L C T FLOPs a token at {peak / 1e12:.0f} TFLOP/s of bfloat16"
+        limits = {"floor": flops / peak, "must": must, "aim": aim, "note": note}
+        run.add("gpu", name, "transformers", seconds["ours"], seconds["transformers"], **limits)
+
+
+def card_peak(name: str) -> float | None:
+    return next((peak for card, peak in PEAKS.items() if re.search(rf"\b{card}\b", name)), None)
+
+
+def model_flops(model: Transformer, batch: int, length: int) -> float:
+    """As MFU is usually reckoned (PaLM, appendix B): 6 for each weight and token, and attention without its mask."""
+    config = model.config
+    weights = parameters_of(model) - config.max_len * config.d_model
+    return batch * length * (6 * weights + 12 * config.n_layers * config.d_model * length)
+
+
+# ------------------------------------------------------------------------------------------------ command line
+GROUPS = {
+    "training": training, "overhead": overhead, "sampling": sampling, "context": context, "data": pipeline,
+    "import": imports, "memory": memory, "shakespeare": shakespeare, "gpu": gpu,
+}  # fmt: skip
+
+
+def machine_facts(machine: Machine) -> dict:
+    """Where this was measured; nothing that tells whose machine it is."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        name = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+        cpu = name[1] if name else cpu
+    facts = {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "system": platform.system()}
+    facts |= {"flops_per_second": machine.flops, "bytes_per_second": machine.bandwidth}
+    on_gpu = machine.device.type == "cuda"
+    return facts | ({"gpu": torch.cuda.get_device_name(machine.device)} if on_gpu else {})
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except ImportError:  # PackageNotFoundError is one
+            continue
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m utils.benchmark", description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer turns and peers: under 3 minutes on two cores")
+    parser.add_argument("--rows", nargs="+", choices=GROUPS, help="only these")
+    parser.add_argument("--shakespeare", type=Path, metavar="FILE", help="the text, for the time to 1.886 nats")
+    parser.add_argument("--out", type=Path, default=Path("benchmark.json"), metavar="FILE")
+    parser.add_argument("--child", nargs=2, metavar=("KIND", "WHO"), help=argparse.SUPPRESS)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    if options.child:
+        return memory_child(*options.child)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = Run(options.quick, Machine(device), options.shakespeare)
+    began = time.perf_counter()
+    for group in options.rows or GROUPS:
+        if group == "shakespeare" and run.shakespeare is None:
+            print("without Shakespeare: --shakespeare FILE gives its text", file=sys.stderr)
+        else:
+            GROUPS[group](run)
+            run.settle()
+    report = {"seconds": time.perf_counter() - began, "quick": run.quick, "machine": machine_facts(run.machine)}
+    report |= {"versions": versions(), "rows": [row.to_json() for row in run.rows]}
+    options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(table(run.rows))
+    print(f"\n{summary(report)}")
+
+
+def summary(report: dict) -> str:
+    """What the table was measured on, in a line or two."""
+    machine, packages = report["machine"], ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    rates = f"{machine['flops_per_second'] / 1e9:.0f} GFLOP/s, {machine['bytes_per_second'] / 1e9:.1f} GB/s"
+    where = f"{machine.get('gpu', machine['cpu'])}, {machine['threads']} threads, {rates}"
+    return f"{where}; {packages}; {report['seconds']:.0f} s"
+
+
+if __name__ == "__main__":
+    main()
