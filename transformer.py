@@ -35,6 +35,7 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
 # ------------------------------------------------------------------------------------------------ settings
 ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh"), "relu": nn.ReLU}
 POSITIONS = ("learned", "sinusoidal", "rotary")
+ALL = slice(None)  # x[ALL] is x
 
 
 @dataclass(frozen=True)
@@ -171,12 +172,12 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.d_model, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, scored=ALL) -> Tensor:
+        """(B, T, C) -> (B, T, C), or x[scored]: the MLP works on no others, as it needs no neighbours."""
         if self.norm_first:
-            x = x + self.dropout(self.attention(self.norm1(x), mask, cache))
+            x = (x + self.dropout(self.attention(self.norm1(x), mask, cache)))[scored]
             return x + self.dropout(self.mlp(self.norm2(x)))
-        x = self.norm1(x + self.dropout(self.attention(x, mask, cache)))
+        x = self.norm1((x + self.dropout(self.attention(x, mask, cache)))[scored])
         return self.norm2(x + self.dropout(self.mlp(x)))
 
 
@@ -203,18 +204,20 @@ class Transformer(nn.Module):
             for layer in (block.attention.out, block.mlp.down):
                 nn.init.normal_(layer.weight, std=self.config.init_std / math.sqrt(2 * len(self.blocks)))
 
-    def forward(self, *inputs: Tensor, mask: Tensor | None = None, caches: list[KVCache] | None = None, scored=None):
+    def forward(self, *inputs: Tensor, mask: Tensor | None = None, caches: list[KVCache] | None = None, scored=ALL):
         """What `embed` takes -> logits (B, T, V), or (B, K) from a ClassHead.
 
         mask: (B, T), False at padding. caches: one per layer; the input then goes on where they end.
-        scored: an index into (B, T), such as a boolean mask, of the states that go on to the head; it skips the rest.
+        scored: an index, such as a boolean mask, of the logits wanted; what only the others need is not computed.
         """
         require(mask is None or mask.dtype == torch.bool, "mask", mask, "boolean: True where there is something to see")
         x = self.embed(*inputs) if caches is None else self.embed(*inputs, start=caches[0].length)
-        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
+        *earlier, last = zip(self.blocks, caches or [None] * len(self.blocks), strict=True)
+        for block, cache in earlier:
             x = block(x, mask, cache)
-        x = self.norm(x)
-        return self.head(x if scored is None else x[scored])
+        block, cache = last
+        x = block(x, mask, cache, scored=(scored, 0) if isinstance(self.head, ClassHead) else scored)
+        return self.head(self.norm(x))
 
     @torch.no_grad()
     def attention_maps(self, *inputs: Tensor, mask: Tensor | None = None) -> list[Tensor]:
@@ -312,7 +315,7 @@ class MLMHead(nn.Sequential):
 
 
 class ClassHead(nn.Module):
-    """The state of the first token to classes; BERT pools it through dense and tanh first (BERT, 4.1)."""
+    """States (..., C), of the first tokens, to classes (..., K); BERT pools by dense and tanh first (BERT, 4.1)."""
     def __init__(self, config: Config, n_classes: int, pooler: bool = False) -> None:
         super().__init__()
         require(n_classes > 1, "n_classes", n_classes, "at least 2")
@@ -320,8 +323,8 @@ class ClassHead(nn.Module):
         self.classifier = nn.Linear(config.d_model, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, K)."""
-        return self.classifier(self.pooler(x[:, 0]))
+        """(..., C) -> (..., K)."""
+        return self.classifier(self.pooler(x))
 
 
 # ------------------------------------------------------------------------------------------------ the models
@@ -374,7 +377,7 @@ class DecoderTransformer(Transformer):
             new = ids if caches is None else ids[:, -1:]
             if use_cache and caches is None:
                 caches = [KVCache(len(ids), self.config, self.embed.tokens.weight) for _ in self.blocks]
-            logits = self(new, caches=caches, scored=(slice(None), -1))
+            logits = self(new, caches=caches, scored=(ALL, -1))
             chosen = torch.multinomial(next_word(logits, temperature, top_k, top_p), 1, generator=generator)
             ids = torch.cat((ids, chosen), dim=1)
             yield chosen[:, 0], logits
@@ -438,7 +441,8 @@ class LitTransformer(L.LightningModule):
         *inputs, targets = batch
         mask = inputs.pop() if inputs[-1].dtype == torch.bool else None
         scored = targets != -100
-        logits, targets = self.model(*inputs, mask=mask, scored=scored), targets[scored]
+        scored = ALL if scored.all() else scored  # a mask makes copies: 1 % of a step of a small GPT
+        logits, targets = self.model(*inputs, mask=mask, scored=scored).flatten(0, -2), targets[scored].flatten()
         loss = self.criterion(logits, targets)
         figures = {f"{stage}_loss": loss, f"{stage}_acc": self.accuracy_fn(logits, targets)}
         how = {"on_step": stage != "test", "on_epoch": True, "prog_bar": True, "sync_dist": stage != "train"}
@@ -456,7 +460,10 @@ class LitTransformer(L.LightningModule):
 
     def on_train_batch_start(self, *_) -> None:
         # Dropout of a step depends on the seed and the step alone, so a resumed run repeats an uninterrupted one.
-        torch.manual_seed(self.recipe.seed * 1_000_003 + self.global_step * self.trainer.world_size + self.global_rank)
+        seed = self.recipe.seed * 1_000_003 + self.global_step * self.trainer.world_size + self.global_rank
+        # torch.manual_seed asks every kind of device there could be: 1 % of a step of a small GPT.
+        source = torch.default_generator if self.device.type == "cpu" else torch.get_device_module(self.device)
+        source.manual_seed(seed)
 
     def on_train_batch_end(self, *_) -> None:
         # Lightning validates, and so saves, where it is told to stop: the end of a run, wherever it falls.

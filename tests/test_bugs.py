@@ -283,8 +283,8 @@ def every_target_scored(original, module, batch, stage):
     return original(module, (*batch[:-1], batch[-1].clamp(min=0)), stage)
 
 
-def others_scored(original, model, *inputs, scored=None, **options):
-    return original(model, *inputs, scored=None if scored is None else scored.roll(1, -1), **options)
+def others_scored(original, model, *inputs, scored=transformer.ALL, **options):
+    return original(model, *inputs, scored=scored.roll(1, -1) if torch.is_tensor(scored) else scored, **options)
 
 
 def ten_outputs(original, head, config, n_classes, **options):

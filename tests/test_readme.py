@@ -84,7 +84,7 @@ def test_the_example_of_official_weights_runs(tmp_path):
 
 
 def test_transformer_py_can_be_read_in_an_evening():
-    assert len((ROOT / "transformer.py").read_text(encoding="utf-8").splitlines()) <= 536
+    assert len((ROOT / "transformer.py").read_text(encoding="utf-8").splitlines()) <= 542
 
 
 def test_transformer_py_imports_no_room_at_the_top():

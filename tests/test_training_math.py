@@ -61,6 +61,7 @@ class Repeat(L.LightningDataModule):
 
 class FakeTrainer:
     """As much of a Trainer as the schedule reads."""
+    precision = "32-true"
 
     estimated_stepping_batches = 1000
     callbacks = ()
@@ -237,6 +238,14 @@ def test_every_parameter_is_in_one_group(kind, optimizer):
         orthogonal = optimizer == "muon" and name.startswith("blocks.") and matrix
         assert ("momentum" in group) == orthogonal, name
         assert group["initial_lr"] == (0.03 if orthogonal else 0.004), name
+
+
+@pytest.mark.parametrize("precision, fused", [("32-true", True), ("bf16-mixed", True), ("16-mixed", False)])
+def test_fused_but_where_it_would_unscale_after_clipping(precision, fused):
+    module = lit("gpt", Recipe())
+    module.trainer = copy.copy(TRAINER)
+    module.trainer.precision = precision
+    assert module.configure_optimizers()["optimizer"].defaults["fused"] is fused
 
 
 def test_learning_rate_rises_then_falls_as_a_cosine():

@@ -46,6 +46,7 @@ from transformer import (
     GPT,
     GPT2,
     VIT_B16,
+    ClassHead,
     Config,
     DecoderTransformer,
     LitTransformer,
@@ -164,15 +165,19 @@ def forward_flops(model: Transformer, batch: int, length: int, scored: int, past
     """FLOPs of the matrix products in one forward pass; a multiplication and an addition count two.
 
     length: positions of a sequence; past: those read before, that a cache holds; scored: how many states of the whole
-    batch go to the head.
+    batch go through the last MLP to the head.
     """
     config = model.config
     pairs = length * (past + (length + 1) / 2) if config.causal else length * (past + length)
-    blocks = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2)
-    head = sum(m.weight.numel() for m in model.head.modules() if isinstance(m, nn.Linear))
+    blocks, last, head = (linear_weights(part) for part in (model.blocks, model.blocks[-1].mlp, model.head))
     # Queries meet keys, then weights meet values: two products of width d_model for each pair of positions.
-    products = batch * length * blocks + batch * config.n_layers * 2 * pairs * config.d_model + scored * head
+    products = batch * length * (blocks - last) + batch * config.n_layers * 2 * pairs * config.d_model
+    products += scored * (last + head)
     return 2 * (products + batch * patch_products(model, length))
+
+
+def linear_weights(part: nn.Module) -> int:
+    return sum(module.weight.numel() for module in part.modules() if isinstance(module, nn.Linear))
 
 
 def patch_products(model: Transformer, length: int) -> float:
@@ -376,7 +381,8 @@ class OfTorch(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         x = self.embed(inputs)
         mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], x.device) if self.causal else None
-        return self.head(self.norm(self.blocks(x, mask, is_causal=self.causal)))
+        x = self.norm(self.blocks(x, mask, is_causal=self.causal))
+        return self.head(x[:, 0] if isinstance(self.head, ClassHead) else x)
 
 
 def of_timm(ours: Transformer) -> nn.Module:
@@ -518,7 +524,12 @@ class Run:
     rows: list[Row] = field(default_factory=list)
 
     def add(self, *values, **more) -> None:
-        self.rows.append(Row(*values, **more))
+        """Keep and print a row; its floor is at the rates seen so far, and may yet fall."""
+        self.rows.append(row := Row(*values, **more))
+        if row.work is not None:
+            if not self.machine.flops:
+                self.machine.measure()
+            row.floor = self.machine.floor(*row.work)
         print(table(self.rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
 
     def settle(self) -> None:
