@@ -27,7 +27,7 @@ test: .venv
 notebooks: .venv
 	$(RUN) -m utils.notebooks
 
-# Draws the README's pictures.
+# The README's pictures: one drawn, the others taken from the notebooks.
 assets: .venv
 	$(RUN) -m utils.assets
 

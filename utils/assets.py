@@ -1,16 +1,27 @@
-"""`python -m utils.assets` (or `make assets`) draws the README's pictures into assets/."""
+"""`python -m utils.assets` (or `make assets`) puts the README's pictures into assets/.
+
+One is drawn here; the others are taken from the outputs of the committed notebooks, so they show what a learner sees.
+"""
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
+import nbformat
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from utils.plots import save
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = ROOT / "assets"
+TAKEN = {  # file: notebook, and what its cell's code says
+    "gpt-gradients.png": ("gpt", "inside.input_gradients(gpt.model"),
+    "bert-attention.png": ("bert", "plots.attention_grid("),
+    "vit-attention.png": ("vit", "inside.rollout("),
+}
 INK, SHARED = "#222222", "#FBF5B0"
 MODELS = {
     "BERT": {
@@ -49,6 +60,16 @@ def arrow(axes: Axes, x: float, low: float, high: float) -> None:
     axes.annotate("", (x, high), (x, low), arrowprops={"arrowstyle": "->", "color": INK, "lw": 1.2})
 
 
+def output_picture(name: str, code: str) -> bytes:
+    """The PNG that the first cell of notebooks/NAME.ipynb with `code` in it has left."""
+    for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
+        if cell.cell_type == "code" and code in cell.source:
+            for output in cell.outputs:
+                if "image/png" in output.get("data", {}):
+                    return base64.b64decode(output["data"]["image/png"])
+    raise ValueError(f"code={code!r}: must stand in a cell of {name}.ipynb with a picture; `make notebooks` makes them")
+
+
 def one_network() -> Figure:
     """The three models side by side: their own two ends, and one trunk for all."""
     figure = Figure(figsize=(9, 5.6), dpi=150, layout="constrained")
@@ -74,4 +95,6 @@ def one_network() -> Figure:
 if __name__ == "__main__":
     ASSETS.mkdir(exist_ok=True)
     save(one_network(), ASSETS / "one-network.png")
-    print(f"drew {ASSETS.name}/one-network.png")
+    for file, place in TAKEN.items():
+        (ASSETS / file).write_bytes(output_picture(*place))
+    print(f"{ASSETS.name}: one-network.png, {', '.join(TAKEN)}")
