@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test notebooks assets stamp clean .venv
+.PHONY: demo test notebooks assets screenshots stamp clean .venv
 
 demo: .venv
 	$(RUN) transformer.py bert --preset small --out runs/bert
@@ -30,6 +30,11 @@ notebooks: .venv
 # The README's pictures: one drawn, the others taken from the notebooks.
 assets: .venv
 	$(RUN) -m utils.assets
+
+# The widgets at work on the models of `make demo`, in Chromium.
+screenshots: .venv
+	$(RUN) -m pip install --quiet --requirement requirements-browser.txt --constraint constraints.txt
+	$(RUN) -m utils.browser
 
 # Writes this repository's OWNER/REPO (of `git remote`, or REPO=owner/name) into every badge and notebook.
 stamp: .venv

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import transformer
-from transformer import BERT_BASE, GPT2, VIT_B16, ClassHead, DecoderTransformer, EncoderTransformer
+from transformer import BERT_BASE, GPT2, VIT_B16, ClassHead, Config, DecoderTransformer, EncoderTransformer
 from utils import pretrained
 from utils.pretrained import load_pretrained, save_pretrained
 from utils.processors import ImageTransform, read_processor
@@ -501,3 +501,14 @@ def test_each_file_minds_its_business():
 def test_unknown_name():
     with pytest.raises(ValueError, match="pretrained='gpt-17': must be a folder .* or one of gpt2, .*all-MiniLM-L6-v2"):
         load_pretrained("gpt-17")
+
+
+def test_a_loaded_gpt_keeps_its_words_by_columns(tmp_path):
+    model = DecoderTransformer(Config(2, 2, 16, 32, 8, causal=True), 30).eval()
+    ids = torch.randint(30, (2, 8))
+    loaded, _ = load_pretrained(save_pretrained(model, tmp_path / "model"))
+    assert loaded.head.weight is loaded.embed.tokens.weight and loaded.head.weight.t().is_contiguous()
+    torch.testing.assert_close(loaded(ids), model(ids))
+    loaded(ids).sum().backward()
+    assert loaded.head.weight.grad.shape == (30, 16)
+    assert model.head.weight.is_contiguous()

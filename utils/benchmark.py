@@ -9,7 +9,6 @@ computed and moved beside the matrix products and the weights is not in the floo
 from __future__ import annotations
 
 import argparse
-import importlib
 import io
 import json
 import logging
@@ -27,9 +26,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib.machinery import ModuleSpec
 from importlib.metadata import version
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from itertools import islice
 from pathlib import Path
 from statistics import median, quantiles
@@ -38,7 +35,6 @@ import lightning as L
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from transformer import (
     BERT,
@@ -46,7 +42,6 @@ from transformer import (
     GPT,
     GPT2,
     VIT_B16,
-    ClassHead,
     Config,
     DecoderTransformer,
     LitTransformer,
@@ -58,8 +53,10 @@ from transformer import (
 )
 from utils.batches import TrainBatches
 from utils.images import ImageData, ImageSet
+from utils.peers import Loss, loss_of_logits, loss_of_transformers, of_transformers, peers
 from utils.presets import PHOTOGRAPHS, PRESETS
-from utils.pretrained import describe, save_pretrained
+from utils.pretrained import by_columns
+from utils.report import between_marks
 from utils.text import BERTData, Corpus, GPTData, load_corpus
 
 Seconds = list[float]
@@ -307,127 +304,6 @@ def step_work(module: LitTransformer, data: L.LightningDataModule) -> tuple[int,
     return len(inputs), length, int((targets != -100).sum())
 
 
-# ------------------------------------------------------------------------------------------------ the peers
-class Torchvision:
-    """timm imports torchvision, of which its ViT uses nothing: names without content do."""
-
-    class Name(type):
-        def __getattr__(cls, name: str) -> str:
-            return name
-
-    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
-        return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] == "torchvision" else None
-
-    def create_module(self, spec: ModuleSpec) -> None:
-        return None
-
-    def exec_module(self, module) -> None:
-        module.__getattr__ = lambda name: self.Name(name, (), {})
-
-
-def import_timm():
-    """timm's ViT, with or without torchvision."""
-    if find_spec("torchvision"):
-        return importlib.import_module("timm.models.vision_transformer")
-    sys.meta_path.insert(0, stand_in := Torchvision())
-    try:
-        return importlib.import_module("timm.models.vision_transformer")
-    finally:
-        sys.meta_path.remove(stand_in)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]  # transformers would take it for the real one
-
-
-def import_vit_pytorch():
-    """vit_pytorch/vit.py alone: the package around it wants torchvision."""
-    path = Path(find_spec("vit_pytorch").submodule_search_locations[0], "vit.py")
-    spec = spec_from_file_location("vit_pytorch_vit", path)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def of_transformers(ours: Transformer, weights: bool = True, **changes) -> nn.Module:
-    """The same model by transformers, with our weights or random ones; `changes` go to its configuration."""
-    import transformers
-
-    kind, settings = describe(ours, None)
-    build = getattr(transformers, settings["architectures"][0])
-    if not weights:
-        return build(transformers.AutoConfig.for_model(**settings | {"model_type": kind} | changes))
-    with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
-        return build.from_pretrained(save_pretrained(ours, Path(folder, "model")), **changes)
-
-
-class OfTorch(nn.Module):
-    """Our two ends around the blocks of torch.nn.TransformerEncoder, with our weights."""
-
-    def __init__(self, ours: Transformer) -> None:
-        super().__init__()
-        ours, config = deepcopy(ours), ours.config
-        self.causal, self.embed, self.norm, self.head = config.causal, ours.embed, ours.norm, ours.head
-        sizes = {"d_model": config.d_model, "nhead": config.n_heads, "dim_feedforward": config.d_ff}
-        how = {"layer_norm_eps": config.norm_eps, "norm_first": config.norm_first, "batch_first": True}
-        gelu = partial(F.gelu, approximate="tanh" if config.activation == "gelu_tanh" else "none")
-        layer = nn.TransformerEncoderLayer(**sizes, **how, dropout=config.dropout, activation=gelu)
-        self.blocks = nn.TransformerEncoder(layer, config.n_layers, enable_nested_tensor=False)
-        for theirs, block in zip(self.blocks.layers, ours.blocks, strict=True):
-            attention = theirs.self_attn
-            attention.in_proj_weight, attention.in_proj_bias = block.attention.qkv.parameters()
-            attention.out_proj.load_state_dict(block.attention.out.state_dict())
-            theirs.linear1, theirs.linear2 = block.mlp.up, block.mlp.down
-            theirs.norm1, theirs.norm2 = block.norm1, block.norm2
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        x = self.embed(inputs)
-        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], x.device) if self.causal else None
-        x = self.norm(self.blocks(x, mask, is_causal=self.causal))
-        return self.head(x[:, 0] if isinstance(self.head, ClassHead) else x)
-
-
-def of_timm(ours: Transformer) -> nn.Module:
-    config, n_classes = ours.config, ours.head.classifier.out_features
-    sizes = {"embed_dim": config.d_model, "depth": config.n_layers, "num_heads": config.n_heads}
-    size, patch = ours.embed.input_shape[-1], ours.embed.project.kernel_size[0]
-    return import_timm().VisionTransformer(img_size=size, patch_size=patch, num_classes=n_classes, **sizes)
-
-
-def of_vit_pytorch(ours: Transformer) -> nn.Module:
-    config, n_classes = ours.config, ours.head.classifier.out_features
-    sizes = {"dim": config.d_model, "depth": config.n_layers, "heads": config.n_heads, "mlp_dim": config.d_ff}
-    size, patch = ours.embed.input_shape[-1], ours.embed.project.kernel_size[0]
-    width = config.d_model // config.n_heads
-    vit = import_vit_pytorch().ViT
-    return vit(image_size=size, patch_size=patch, num_classes=n_classes, dim_head=width, **sizes)
-
-
-def loss_of_transformers(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """What its models return beside the logits; GPT-2 would shift the targets, which spares it a copy here."""
-    shifted = {"shift_labels": targets.contiguous()} if "GPT2" in type(model).__name__ else {}
-    return model(inputs, labels=targets, **shifted).loss
-
-
-def loss_of_logits(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """As one writes it: the cross-entropy of all logits, -100 left out."""
-    return F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
-
-
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
-
-
-def peers(kind: str, ours: Transformer) -> dict[str, tuple[Callable[[], nn.Module], Loss]]:
-    """By name: what builds the peer, and how it computes its loss."""
-    found = {"transformers": (lambda: of_transformers(ours), loss_of_transformers)}
-    if kind == "GPT":  # its default writes the tanh form of GELU out in single operations
-        fused = {"activation_function": "gelu_pytorch_tanh"}
-        found["transformers, GELU of PyTorch"] = (lambda: of_transformers(ours, **fused), loss_of_transformers)
-    found["torch.nn.TransformerEncoder"] = (lambda: OfTorch(ours), loss_of_logits)
-    if kind == "ViT":
-        found |= {"timm": (lambda: of_timm(ours), loss_of_logits)}
-        found |= {"vit-pytorch": (lambda: of_vit_pytorch(ours), loss_of_logits)}
-    return found
-
-
 # ------------------------------------------------------------------------------------------------ taking turns
 def bare_loop(
     model: nn.Module, loss_of: Loss, batches: TrainBatches, like: torch.optim.Optimizer, precision: str = "32-true"
@@ -646,18 +522,18 @@ def parameters_of(model: nn.Module) -> int:
 
 
 def gpt2_pair(device: torch.device) -> tuple[DecoderTransformer, nn.Module]:
-    """Ours at the shape of GPT-2, and that of transformers with the same random weights."""
+    """Ours at the shape of GPT-2, laid out as by load_pretrained, and that of transformers with the same weights."""
     torch.manual_seed(0)
     model = DecoderTransformer(GPT2, 50257)
     peer = of_transformers(model)
-    return model.eval().to(device), peer.eval().to(device)
+    return by_columns(model).eval().to(device), peer.eval().to(device)
 
 
 def context(run: Run) -> None:
     """A word after 1,000 tokens against a word after one."""
     torch.manual_seed(0)
     device = run.machine.device
-    model = DecoderTransformer(GPT2, 50257).eval().to(device)
+    model = by_columns(DecoderTransformer(GPT2, 50257)).eval().to(device)
     ids = torch.randint(50257, (1, 1000), generator=torch.Generator().manual_seed(0)).to(device)
     seconds: dict[int, Seconds] = {1: [], 1000: []}
     for _ in range(3 if run.quick else 9):
@@ -740,6 +616,9 @@ def memory(run: Run) -> None:
 
 
 def peak_memory() -> int:
+    status = Path("/proc/self/status")
+    if status.is_file():  # on Linux, getrusage's peak begins at that of the process that started this one
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1])
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -914,6 +793,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", nargs="+", choices=GROUPS, help="only these")
     parser.add_argument("--shakespeare", type=Path, metavar="FILE", help="the text, for the time to 1.886 nats")
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"), metavar="FILE")
+    parser.add_argument("--readme", action="store_true", help="write the table into README.md, too")
     parser.add_argument("--child", nargs=2, metavar=("KIND", "WHO"), help=argparse.SUPPRESS)
     return parser
 
@@ -934,8 +814,10 @@ def main(arguments: list[str] | None = None) -> None:
     report = {"seconds": time.perf_counter() - began, "quick": run.quick, "machine": machine_facts(run.machine)}
     report |= {"versions": versions(), "rows": [row.to_json() for row in run.rows]}
     options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(table(run.rows))
-    print(f"\n{summary(report)}")
+    text = f"{table(run.rows)}\n\n{summary(report)}"
+    print(text)
+    if options.readme:
+        between_marks(Path(__file__).resolve().parent.parent / "README.md", "benchmark", text)
 
 
 def summary(report: dict) -> str:

@@ -256,13 +256,22 @@ def load_pretrained(name_or_folder: str | Path, **overrides) -> tuple[Transforme
         require(name in known, "override", name, f"one of {', '.join(known)}")
     folder = find_folder(name_or_folder)
     if not (folder / "config.json").is_file():
-        return load_run(folder, overrides).eval(), read_processor(folder)
+        return by_columns(load_run(folder, overrides)).eval(), read_processor(folder)
     theirs = read_json(folder / "config.json")
     family = family_of(theirs, folder)
     tensors = read_tensors(folder, family)
     model = build(theirs, family, set(tensors), overrides)
     fill(model, family, tensors, folder, new_head="n_classes" in overrides)
-    return model.eval(), read_processor(folder)
+    return by_columns(model).eval(), read_processor(folder)
+
+
+def by_columns(model: Transformer) -> Transformer:
+    """Store a GPT's table of words column by column, nothing else changed: the logits of one position then take half
+    the time on a CPU (MKL), those of many positions the same.
+    """
+    if isinstance(model, DecoderTransformer):
+        model.head.weight.data = model.head.weight.data.t().contiguous().t()
+    return model
 
 
 def find_folder(name_or_folder: str | Path) -> Path:

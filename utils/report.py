@@ -239,11 +239,16 @@ def into_readme(summaries: list[dict], readme: Path) -> None:
     """Put the rows, as a table, between the README's two `results` marks."""
     found = ["| " + " | ".join(row) + " |" for row in rows(summaries)]
     found.insert(1, "|---" * 5 + "|")
-    before, _, rest = readme.read_text(encoding="utf-8").partition("<!-- results -->\n")
-    _, end, after = rest.partition("<!-- end of results -->")
+    between_marks(readme, "results", "\n".join(found))
+
+
+def between_marks(readme: Path, name: str, text: str) -> None:
+    """Put the text between <!-- NAME --> and <!-- end of NAME -->."""
+    before, start, rest = readme.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {name} -->")
     if not end:
-        raise ValueError(f"readme={str(readme)!r}: must hold the marks <!-- results --> and <!-- end of results -->")
-    write(readme, f"{before}<!-- results -->\n{chr(10).join(found)}\n{end}{after}")
+        raise ValueError(f"readme={str(readme)!r}: must hold the marks <!-- {name} --> and <!-- end of {name} -->")
+    write(readme, f"{before}{start}{text}\n{end}{after}")
 
 
 if __name__ == "__main__":

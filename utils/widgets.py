@@ -70,6 +70,10 @@ def visible(text: str) -> str:
     return shown or "(part of a character)"
 
 
+class Stopped(Exception):
+    """Stop was pressed while the model was at work."""
+
+
 class Playground(widgets.VBox):
     """What the three have in common: a line for messages, and one piece of work at a time, in a thread or not."""
 
@@ -165,17 +169,27 @@ class Sampler(Playground):
             self.module.model, self.tokenizer, self.prompted, self.length.value, self.seed.value,
             use_cache=use_cache, **settings
         )  # fmt: skip
+        # A large model takes long over a long prompt: Stop is heard before each of its blocks.
+        hooks = [block.register_forward_pre_hook(self.leave) for block in self.module.model.blocks]
         began = shown = time.perf_counter()
-        for token in tokens:
-            self.written.append(token)
-            if self.stopped.is_set():
-                break
-            if time.perf_counter() - shown > REFRESH:
-                self.show()
-                shown = time.perf_counter()
+        try:
+            for token in tokens:
+                self.written.append(token)
+                if time.perf_counter() - shown > REFRESH:
+                    self.show()
+                    shown = time.perf_counter()
+        except Stopped:
+            pass  # the text stays as far as it has come
+        finally:
+            for hook in hooks:
+                hook.remove()
         self.speeds[use_cache] = len(self.written) / (time.perf_counter() - began)
         self.position.max = max(0, len(self.written) - 1)
         self.show()
+
+    def leave(self, *_) -> None:
+        if self.stopped.is_set():
+            raise Stopped
 
     def show(self) -> None:
         """The text, the chosen token's candidates, and how fast it went."""

@@ -1,24 +1,23 @@
-"""The widgets in a real browser: `python -m pytest tests/browser`.
+"""The widgets, and the notebooks whole, in a real browser: `python -m pytest tests/browser`.
 
 Each stack is a server with a kernel of its own: JupyterLab 4 and Voila with ipywidgets 8 (requirements-browser.txt), and
 Colab's, JupyterLab 3 with ipywidgets 7 (requirements-colab.txt, in the environment whose Python is $COLAB_PYTHON).
 Where a stack or Chromium is missing its tests are skipped, or fail where $CI is set. $SCREENSHOTS keeps the pictures.
 """
 
+import json
 import os
-import shutil
-import socket
-import subprocess
 import sys
-import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import nbformat
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 60_000  # how long, in ms, a step may take on a busy machine
+from utils import browser
+from utils.browser import ROOT, SECONDS, button, control, number, slide, until
+
 CELLS = [
     f"""
 import sys
@@ -42,89 +41,45 @@ vit = EncoderTransformer.vit(Config(**sizes), 16, 4, data.n_classes)
     "fill_mask(bert, wordpiece, 'a ___ b ___')",
     "image_explorer(vit, data)",
 ]
-FLAGS = [
-    "--no-sandbox", "--headless=new", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
-
-def without(reason):
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        without("no playwright (see requirements-browser.txt)")
-    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
-    if not found:
-        without("no Chromium on this machine (Debian: apt install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found[0], args=FLAGS)
-        yield browser
-        browser.close()
+def needs():
+    """Enter what the browser needs; skip, or fail where $CI is set, for want of it."""
+    with ExitStack() as stack:
+
+        def enter(context):
+            try:
+                return stack.enter_context(context)
+            except browser.Missing as missing:
+                (pytest.fail if os.environ.get("CI") else pytest.skip)(str(missing))
+
+        yield enter
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+@pytest.fixture(scope="module")
+def chromium(needs):
+    return needs(browser.chromium())
 
 
 @pytest.fixture(scope="module", params=["lab", "voila", "colab"])
-def page(request, chromium, tmp_path_factory):
+def page(request, needs, chromium, tmp_path_factory):
     """The notebook above, open and run, with one widget below each cell."""
     stack, folder = request.param, tmp_path_factory.mktemp(request.param)
-    python = os.environ.get("COLAB_PYTHON") if stack == "colab" else sys.executable
-    module = "voila" if stack == "voila" else "jupyterlab"
-    if not python or subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode:
-        without(f"{stack}: no {module} for it (see requirements-browser.txt and requirements-colab.txt)")
-    cells = [nbformat.v4.new_code_cell(code.strip()) for code in CELLS]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "widgets.ipynb")
-    port = free_port()
-    options = [f"--port={port}", "--no-browser", "--ServerApp.token=", "--ServerApp.password=", "--allow-root"]
-    arguments = ["widgets.ipynb", f"--port={port}", "--no-browser"] if stack == "voila" else options
-    own = {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "RUNTIME", "DATA")}
-    environment = os.environ | own | {"IPYTHONDIR": str(folder / "ipython"), "JUPYTER_PREFER_ENV_PATH": "1"}
-    log = (folder / "log").open("w")
-    server = subprocess.Popen([python, "-m", module, *arguments], cwd=folder, env=environment, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
+    python = os.environ.get("COLAB_PYTHON", "python-of-colab") if stack == "colab" else sys.executable
+    browser.write_notebook(folder / "widgets.ipynb", CELLS)
+    address = needs(browser.jupyter(stack, folder, "widgets.ipynb", python))
+    page = browser.visit(chromium, stack, address, width=620 if stack == "voila" else 1200)
+    page.stack = stack
     try:
-        wait_for(address, server, folder / "log")
-        page = chromium.new_page(viewport={"width": 620 if stack == "voila" else 1200, "height": 1700})
-        page.set_default_timeout(SECONDS)
-        page.goto(address if stack == "voila" else f"{address}/lab/tree/widgets.ipynb", timeout=2 * SECONDS)
-        if stack != "voila":
-            page.locator(".jp-CodeCell").first.click()
-            page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
-            page.locator(".lm-Menu-itemLabel:text-is('Run All Cells')").first.click()
-        page.stack = stack
-        try:
-            button(page, "Generate").wait_for(timeout=2 * SECONDS)
-        except Exception:
-            keep(page, "failed")
-            raise
-        button(page, "Previous").wait_for()
-        yield page
-        keep(page, "end")
-        page.close()
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def wait_for(address, server, log):
-    for _ in range(240):
-        try:
-            urllib.request.urlopen(address, timeout=30).close()
-            return
-        except OSError:
-            assert server.poll() is None, log.read_text()
-            time.sleep(0.5)
-    pytest.fail(f"no answer from {address}: {log.read_text()[-2000:]}")
+        button(page, "Generate").wait_for(timeout=2 * SECONDS)
+    except Exception:
+        keep(page, "failed")
+        raise
+    button(page, "Previous").wait_for()
+    yield page
+    keep(page, "end")
+    page.close()
 
 
 def keep(page, name):
@@ -132,40 +87,9 @@ def keep(page, name):
         page.screenshot(path=str(Path(folder, f"{page.stack}-{name}.png")))
 
 
-def button(page, name):
-    return page.locator(".jupyter-widgets.jupyter-button", has_text=name)
-
-
-def control(page, label, kind):
-    """An input by the label that stands beside it."""
-    return page.locator(f'.jupyter-widgets:has(> label:text-is("{label}")) {kind}').first
-
-
-def slide(page, label, value):
-    readout = control(page, label, ".widget-readout")
-    readout.click()
-    page.keyboard.press("Control+A")
-    page.keyboard.type(str(value))
-    page.keyboard.press("Enter")
-
-
-def number(page, label, value):
-    box = control(page, label, "input")
-    box.fill(str(value))
-    box.press("Enter")
-
-
 def text(page):
     return page.evaluate("""() => [...document.querySelectorAll('span')]
         .filter(s => s.style.opacity === '0.65').map(s => s.parentElement.innerText)[0] ?? ''""")
-
-
-def until(condition, what):
-    for _ in range(SECONDS // 100):
-        if condition():
-            return
-        time.sleep(0.1)
-    pytest.fail(f"never came: {what}")
 
 
 def generate(page):
@@ -238,3 +162,73 @@ def test_step_and_upload(page, tmp_path):
         button(page, "Upload").click()
     chooser.value.set_files(tmp_path / "mine.png")
     page.get_by_text("your own").wait_for()
+
+
+def test_by_keyboard(page):
+    control(page, "Prompt", "textarea").click()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("ba")
+    number(page, "Length", 10_000)
+    tab_to(page, "Generate")
+    page.keyboard.press("Space")
+    until(lambda: text(page).startswith("ba") and len(text(page)) > 40, "a text")
+    tab_to(page, "Stop")
+    page.keyboard.press("Space")
+    until(lambda: button(page, "Generate").is_enabled(), "the end after Stop")
+
+
+def tab_to(page, name):
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.innerText").strip() == name:
+            return
+    pytest.fail(f"the Tab key never comes to {name}")
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt", "vit"])
+def test_notebook(name, needs, chromium, tmp_path, monkeypatch):
+    """Opened from notebooks/ in JupyterLab, in its dark theme, and run by its menu; then its widget is used."""
+    monkeypatch.setenv("FAST_RUN", "1")
+    for shared in ("transformer.py", "utils"):
+        (tmp_path / shared).symlink_to(ROOT / shared)
+    (tmp_path / "notebooks").mkdir()
+    copy = tmp_path / "notebooks" / f"{name}.ipynb"
+    notebook = nbformat.read(ROOT / "notebooks" / copy.name, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, copy)
+    address = needs(browser.jupyter("lab", tmp_path, f"notebooks/{copy.name}", dark=True))
+    page = browser.visit(chromium, "lab", address)
+    page.stack = f"notebook-{name}"
+
+    def done():
+        page.keyboard.press("Control+S")
+        try:
+            saved.cells = nbformat.read(copy, as_version=4).cells
+        except nbformat.reader.NotJSONError:  # it is being written
+            return False
+        return all(c.execution_count for c in saved.cells if c.cell_type == "code") or errors()
+
+    def errors():
+        return [out for cell in saved.cells for out in cell.get("outputs", []) if out.output_type == "error"]
+
+    saved = nbformat.v4.new_notebook()
+    until(done, "the end of the notebook")
+    assert not errors()
+    state = json.load(urllib.request.urlopen(address.split("/lab")[0] + "/api/kernels", timeout=30))
+    assert [kernel["execution_state"] for kernel in state] == ["idle"]
+    if name == "gpt":
+        number(page, "Length", 30)
+        assert len(generate(page)) > 40
+    elif name == "bert":
+        page.locator(".candidate").first.click()
+        page.get_by_text("No blank is left").wait_for()
+    else:
+        button(page, "Next").click()
+        until(lambda: control(page, "Picture", ".widget-readout").inner_text() == "1", "the next picture")
+    if "SCREENSHOTS" in os.environ:
+        page.set_viewport_size({"width": 1200, "height": 16_000})
+        page.wait_for_timeout(1500)
+        keep(page, "whole")
+    page.close()
