@@ -111,9 +111,10 @@ class SampleText(L.Callback):
 
 
 class LiveCurve(L.Callback):
-    """One figure that grows in a notebook's cell: loss, validation, the baselines as lines, and a sample below.
+    """One figure that grows in a notebook's cell: loss, validation, the baselines as lines, and samples below.
 
-    baselines: in nats. sample(module) -> text, drawn anew with every validation.
+    baselines: in `unit`. sample(module) -> text: the one before training stays, the latest, drawn anew with every
+    validation, stands below it. The curve is drawn anew every `seconds` as well.
     """
 
     def __init__(
@@ -121,30 +122,46 @@ class LiveCurve(L.Callback):
         baselines: dict[str, float],
         title: str = "",
         sample: Callable[[L.LightningModule], str] | None = None,
+        unit: str = "nats",
         every: int = 10,
+        seconds: float = 10.0,
     ) -> None:
-        self.baselines, self.title, self.sample, self.every = baselines, title, sample, every
+        self.baselines, self.title, self.sample, self.unit = baselines, title, sample, unit
+        self.every, self.seconds = every, seconds
         self.series: dict[str, tuple[list[float], list[float]]] = {"train_loss_step": ([], [])}
-        self.handle = None
+        self.samples: list[str] = []
+        self.handle, self.drawn = None, 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.note(trainer, module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: dict, *_) -> None:
         if trainer.global_step == 1 or trainer.global_step % self.every == 0:
             self.add("train_loss_step", trainer.global_step, outputs["loss"].item())
+            if trainer.is_global_zero and time.perf_counter() - self.drawn > self.seconds:
+                self.draw()
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.state.fn == "fit" and trainer.is_global_zero:
             self.add("val_loss_epoch", trainer.global_step, trainer.callback_metrics["val_loss"].item())
-            self.draw(self.sample(module) if self.sample else "")
+            self.note(trainer, module)
+            self.draw()
+
+    def note(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.sample is not None:
+            self.samples[1:] = [f"step {trainer.global_step}: {self.sample(module)}"]
 
     def add(self, name: str, step: int, value: float) -> None:
         steps, values = self.series.setdefault(name, ([], []))
         steps.append(step)
         values.append(value)
 
-    def draw(self, sample: str) -> None:
+    def draw(self) -> None:
         from IPython.display import display
 
-        image = plots.picture(plots.loss_curve(self.series, self.baselines, self.title, sample=sample))
+        below = "\n".join(self.samples)
+        figure = plots.loss_curve(self.series, self.baselines, self.title, sample=below, unit=self.unit)
+        image, self.drawn = plots.picture(figure), time.perf_counter()
         if self.handle is None:
             self.handle = display(image, display_id=True)
         else:

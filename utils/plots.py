@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # from a palette that colour-blind readers tell apart
+GLOW = LinearSegmentedColormap.from_list("glow", [ORANGE + "00", ORANGE + "e6"])  # from clear to nearly opaque
 
 
 def read_metrics(path: str | Path) -> dict[str, tuple[list[float], list[float]]]:
@@ -35,14 +37,15 @@ def loss_curve(
     title: str = "",
     validation: str = "validation (full pass)",
     sample: str = "",
+    unit: str = "nats",
 ) -> Figure:
-    """Training and validation loss against the step, in nats; baselines, in nats too, as dashed lines.
+    """Training and validation loss against the step, in `unit`; baselines, in the same, as dashed lines.
 
     metrics: a metrics.csv, or what `read_metrics` makes of one. sample: a text to stand below.
     """
     series = metrics if isinstance(metrics, dict) else read_metrics(metrics)
     if sample:
-        lines = [line for part in sample.splitlines() for line in textwrap.wrap(part, 100) or [""]][:8]
+        lines = [line for part in sample.splitlines() for line in textwrap.wrap(part, 100) or [""]][:12]
         figure = Figure(figsize=(8, 4.5 + 0.2 * len(lines)), layout="constrained", dpi=120)
         axes, below = figure.subplots(2, 1, height_ratios=[4.5, 0.2 * len(lines)])
         below.set_axis_off()
@@ -64,7 +67,7 @@ def loss_curve(
             f"{name} {value:.2f}", (1, value), xycoords=("axes fraction", "data"), xytext=(-4, 3),
             textcoords="offset points", ha="right", fontsize=9, color=GREY,
         )  # fmt: skip
-    axes.set(xlabel="step", ylabel="cross-entropy (nats)", title=title)
+    axes.set(xlabel="step", ylabel=f"cross-entropy ({unit})", title=title)
     axes.set_ylim(0, 1.1 * max([*(baselines or {}).values(), *smooth]))
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
@@ -78,31 +81,37 @@ def attention_grid(maps: Sequence[Tensor], tokens: Sequence[str], layers: Sequen
     """
     layers = range(len(maps)) if layers is None else layers
     heads = maps[0].shape[0]
-    side = max(1.9, 0.13 * len(tokens))
-    figure = Figure(figsize=(side * heads + 1.2, side * len(layers) + 1), layout="constrained", dpi=100)
+    side = 8.2 / heads  # inches: the whole is as wide as a notebook's page
+    ticks = {"fontsize": min(7, 60 * side / len(tokens)), "family": "monospace"}
+    names = [repr(token)[1:-1].replace(" ", "\u00b7") for token in tokens]
+    figure = Figure(figsize=(9.2, side * len(layers) + 1), layout="constrained", dpi=120)
     grid = figure.subplots(len(layers), heads, squeeze=False, sharex=True, sharey=True)
     for row, layer in enumerate(layers):
         for head in range(heads):
             axes = grid[row][head]
             picture = axes.imshow(maps[layer][head].cpu().float(), cmap="viridis", vmin=0, vmax=1)
             axes.set_title(f"layer {layer}, head {head}", fontsize=9)
-            axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
-            axes.set_yticks(range(len(tokens)), tokens, fontsize=7)
-    figure.colorbar(picture, ax=grid, label="attention weight", shrink=0.6)
-    figure.supxlabel("looked at", fontsize=10)
-    figure.supylabel("looks", fontsize=10)
+            axes.set_xticks(range(len(tokens)), names, rotation=90, **ticks)
+            axes.set_yticks(range(len(tokens)), names, **ticks)
+    figure.colorbar(picture, ax=grid, label="attention weight", shrink=min(1, 3 / len(layers)), aspect=30, pad=0.01)
+    figure.supxlabel("token that is looked at", fontsize=10)
+    figure.supylabel("token that looks", fontsize=10)
     return figure
 
 
 def image_attention(
-    images: Tensor, maps: Sequence[Tensor], titles: Sequence[str], layer: int = -1, grey: bool = False
+    images: Tensor,
+    maps: Sequence[Tensor],
+    titles: Sequence[str],
+    layer: int = -1,
+    label: str = "attention of the class token",
 ) -> Figure:
-    """Pictures, and below each what the class token looks at in one layer, averaged over its heads.
+    """Pictures, and below each, in orange, what the class token looks at in one layer, averaged over its heads.
 
     images (B, channels, h, w) in 0..1; maps: each layer's (B, H, T, T) with the class token first.
     """
     n = len(images)
-    figure = Figure(figsize=(1.6 * n + 0.8, 4.0), layout="constrained", dpi=120)
+    figure = Figure(figsize=(n + 1.0, 2.8), layout="constrained", dpi=120)
     grid = figure.subplots(2, n, squeeze=False)
     seen = maps[layer].mean(1)[:, 0, 1:].cpu().float()
     side = int(seen.shape[1] ** 0.5)
@@ -110,12 +119,13 @@ def image_attention(
     for i in range(n):
         picture = images[i].permute(1, 2, 0).cpu().clamp(0, 1)
         picture = picture[..., 0] if picture.shape[-1] == 1 else picture
-        for axes in grid[:, i]:
-            axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
-            axes.set_axis_off()
-        overlay = grid[1, i].imshow(seen[i], cmap="viridis", alpha=0.6, vmin=0, vmax=seen.max())
+        grid[0, i].imshow(picture, cmap="gray", vmin=0, vmax=1)
         grid[0, i].set_title(titles[i], fontsize=9)
-    figure.colorbar(overlay, ax=grid, label="attention of the class token", shrink=0.8)
+        grid[1, i].imshow(images[i].mean(0).cpu(), cmap="gray", vmin=0, vmax=1)
+        overlay = grid[1, i].imshow(seen[i], cmap=GLOW, vmin=0, vmax=seen.max())
+        for axes in grid[:, i]:
+            axes.set_axis_off()
+    figure.colorbar(overlay, ax=grid, label=label, shrink=0.9).ax.set_facecolor("black")
     return figure
 
 
@@ -170,14 +180,26 @@ def ladder_bars(rungs: dict[str, float], ours: dict[str, float], unit: str, bett
     return figure
 
 
-def heat_map(values: Tensor, x: str, y: str, label: str, ticks: Sequence[str] | None = None, title: str = "") -> Figure:
-    """A matrix as colours: rows down, columns across; `ticks` name both if given."""
+def heat_map(
+    values: Tensor,
+    x: str,
+    y: str,
+    label: str,
+    ticks: Sequence[str] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> Figure:
+    """A matrix as colours from `low` to `high`: rows down, columns across; `ticks` name both if given.
+
+    What is not finite, such as log 0, stays white.
+    """
     side = 6 if ticks is None else max(4.5, 0.28 * len(ticks) + 2)
     height = side * min(1, max(0.5, len(values) / values.shape[1]))
     figure = Figure(figsize=(side + 1, height), layout="constrained", dpi=100)
     axes = figure.subplots()
     image = axes.imshow(values.detach().cpu().float(), cmap="viridis", aspect="auto", interpolation="nearest")
-    axes.set(xlabel=x, ylabel=y, title=title)
+    image.set_clim(low, high)
+    axes.set(xlabel=x, ylabel=y)
     if ticks is not None:
         axes.set_xticks(range(len(ticks)), [repr(tick)[1:-1] for tick in ticks], rotation=90, fontsize=8)
         axes.set_yticks(range(len(ticks)), [repr(tick)[1:-1] for tick in ticks], fontsize=8)
