@@ -11,7 +11,6 @@ RoFormer (Su 2021).
 """
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,7 +34,7 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
 # ------------------------------------------------------------------------------------------------ settings
 ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh"), "relu": nn.ReLU}
 POSITIONS = ("learned", "sinusoidal", "rotary")
-ALL = slice(None)  # x[ALL] is x
+ALL = slice(None)  # every place: the default of `scored` below
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,14 @@ class Config:
 
 GPT2 = Config(causal=True, activation="gelu_tanh")
 BERT_BASE = Config(max_len=512, norm_first=False, norm_eps=1e-12)
-VIT_B16 = Config(max_len=197, norm_eps=1e-12)  # 14 x 14 patches and the class token
+VIT_B16 = Config(max_len=197, norm_eps=1e-12)  # 14 x 14 patches and the class token; the eps of transformers' file
 
 
 # ------------------------------------------------------------------------------------------------ the trunk
 class KVCache:
-    """The keys and values that one layer has read so far, in memory set aside once: (B, H, max_len, D) each."""
-    def __init__(self, batch: int, config: Config, like: Tensor) -> None:
-        shape = (batch, config.n_heads, config.max_len, config.d_model // config.n_heads)
+    """The keys and values that one layer has read so far, in memory set aside once: (B, H, size, D) each."""
+    def __init__(self, batch: int, size: int, config: Config, like: Tensor) -> None:
+        shape = (batch, config.n_heads, size, config.d_model // config.n_heads)
         self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
         self.length = 0
 
@@ -90,7 +89,7 @@ class KVCache:
 
 
 def frequencies(start: int, stop: int, width: int, device: torch.device | None = None) -> Tensor:
-    """(stop - start, width / 2): position x frequency, from 1 down to 1/10000 in equal ratios (Vaswani, 3.5)."""
+    """(stop - start, width / 2): position x frequency, from 1 down towards 1/10000 in equal ratios (Vaswani, 3.5)."""
     positions = torch.arange(start, stop, device=device)[:, None]
     return positions * 10_000.0 ** -(torch.arange(0, width, 2, device=device) / width)
 
@@ -98,7 +97,8 @@ def frequencies(start: int, stop: int, width: int, device: torch.device | None =
 def rotate(x: Tensor, start: int = 0) -> Tensor:
     """Turn each pair of features (i, i + D/2) of x (..., T, D), by position x frequency (RoFormer, 3.2).
 
-    A query at position m and a key at n then meet at an angle that depends on m - n alone.
+    A query at position m and a key at n then meet at an angle that depends on m - n alone. The paper pairs neighbours
+    (2i, 2i + 1); halves, which are cut out at once, are the order of GPT-NeoX.
     """
     angles = frequencies(start, start + x.shape[-2], x.shape[-1], x.device)  # float32, whatever x is
     a, b = x.chunk(2, dim=-1)
@@ -119,7 +119,7 @@ class Attention(nn.Module):
         """(B, T, C) -> queries (B, H, T, D), keys and values (B, H, S, D)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
         qk, v = qkv[:2], qkv[2]
-        q, k = rotate(qk, start=cache.length if cache else 0) if self.rotary else qk
+        q, k = rotate(qk, start=0 if cache is None else cache.length) if self.rotary else qk
         return (q, k, v) if cache is None else (q, *cache.append(k, v))
 
     def visible(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -132,7 +132,7 @@ class Attention(nn.Module):
         return seen
 
     def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """(B, T, C) -> (B, T, C). `mask` (B, S) is False at padding."""
+        """(B, T, C) -> (B, T, C). `mask` (B, S) is False at padding, which comes last."""
         q, k, v = self.project(x, cache)
         # SDPA's own causal mask is aligned to the top left: right only while no earlier keys are cached.
         is_causal = self.causal and mask is None and q.shape[2] == k.shape[2]
@@ -207,35 +207,32 @@ class Transformer(nn.Module):
     def forward(self, *inputs: Tensor, mask: Tensor | None = None, caches: list[KVCache] | None = None, scored=ALL):
         """What `embed` takes -> logits (B, T, V), or (B, K) from a ClassHead.
 
-        mask: (B, T), False at padding. caches: one per layer; the input then goes on where they end.
-        scored: an index, such as a boolean mask, of the logits wanted; what only the others need is not computed.
+        mask: (B, S), False at padding, which comes last. caches: one per layer; the input goes on where they end.
+        scored: an index of the logits wanted, such as a boolean mask (B, T) of N places, which gives (N, V); what only
+        the others need is not computed.
         """
-        require(mask is None or mask.dtype == torch.bool, "mask", mask, "boolean: True where there is something to see")
+        good = mask is None or mask.dtype == torch.bool
+        require(good, "mask", getattr(mask, "dtype", None), "boolean: True where there is something to see")
         x = self.embed(*inputs) if caches is None else self.embed(*inputs, start=caches[0].length)
-        *earlier, last = zip(self.blocks, caches or [None] * len(self.blocks), strict=True)
-        for block, cache in earlier:
-            x = block(x, mask, cache)
-        block, cache = last
-        x = block(x, mask, cache, scored=(scored, 0) if isinstance(self.head, ClassHead) else scored)
+        scored = (scored, 0) if isinstance(self.head, ClassHead) else scored  # a class is read off the first state
+        wanted = [ALL] * (len(self.blocks) - 1) + [scored]  # only the last block may leave places out
+        for block, cache, places in zip(self.blocks, caches or [None] * len(self.blocks), wanted, strict=True):
+            x = block(x, mask, cache, places)
         return self.head(self.norm(x))
 
     @torch.no_grad()
     def attention_maps(self, *inputs: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-        """Run the ordinary forward pass once and return each layer's attention map (B, H, T, T), layer 0 first."""
-        maps: list[Tensor] = []
-        keep = lambda attention, inputs: maps.append(attention.weights(*inputs[:2]))  # noqa: E731
-        hooks = [block.attention.register_forward_pre_hook(keep) for block in self.blocks]
-        try:
-            self(*inputs, mask=mask)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        """Each layer's attention map (B, H, T, T), layer 0 first."""
+        maps, x = [], self.embed(*inputs)
+        for block in self.blocks:
+            maps.append(block.attention.weights(block.norm1(x) if block.norm_first else x, mask))
+            x = block(x, mask)
         return maps
 
 
 # ------------------------------------------------------------------------------------------------ the two ends
 class Positions(nn.Module):
-    """Tell each vector where it stands: by a learned table, by sines and cosines, or not here (rotary)."""
+    """Tell each vector where it stands: by a learned table, by sines, or not here (rotary: attention does)."""
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.max_len, self.scale = config.max_len, 1.0
@@ -246,7 +243,7 @@ class Positions(nn.Module):
             self.table = nn.Buffer(torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1), persistent=False)
             self.scale = math.sqrt(config.d_model)  # so that the sines do not drown the words (Vaswani, 3.4)
         else:
-            self.table = None  # rotary: attention turns queries and keys instead
+            self.table = None
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """(B, T, C) -> (B, T, C); x[:, 0] stands at position `start`."""
@@ -305,7 +302,7 @@ class PatchEmbedding(nn.Module):
 
 
 class MLMHead(nn.Sequential):
-    """States (..., C) to words (..., V): dense, activation, norm, then the word table read backwards (BERT, 3.1)."""
+    """States (..., C) to words (..., V): dense, activation, norm, then the word table read backwards (BERT's code)."""
     def __init__(self, config: Config, tokens: nn.Embedding, tied: bool = True) -> None:
         decoder = nn.Linear(config.d_model, tokens.num_embeddings)
         if tied:
@@ -314,17 +311,13 @@ class MLMHead(nn.Sequential):
         super().__init__(dense, activation, nn.LayerNorm(config.d_model, config.norm_eps), decoder)
 
 
-class ClassHead(nn.Module):
-    """States (..., C), of the first tokens, to classes (..., K); BERT pools by dense and tanh first (BERT, 4.1)."""
+class ClassHead(nn.Sequential):
+    """States (..., C), of the first tokens, to classes (..., K); BERT pools by dense and tanh first (BERT's code)."""
     def __init__(self, config: Config, n_classes: int, pooler: bool = False) -> None:
-        super().__init__()
         require(n_classes > 1, "n_classes", n_classes, "at least 2")
+        super().__init__()
         self.pooler = nn.Sequential(nn.Linear(config.d_model, config.d_model), nn.Tanh()) if pooler else nn.Identity()
         self.classifier = nn.Linear(config.d_model, n_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., K)."""
-        return self.classifier(self.pooler(x))
 
 
 # ------------------------------------------------------------------------------------------------ the models
@@ -366,17 +359,19 @@ class DecoderTransformer(Transformer):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Write on from ids (B, T), T >= 1, one word at a time: yields its ids (B,) and the logits (B, V) behind it.
 
-        When max_len is reached, the older half of the context is forgotten and the rest read again.
+        Call eval() first, or dropout is on. When max_len is reached, the older half of the context is forgotten and
+        the rest read again.
         """
         require(ids.ndim == 2 and ids.numel() > 0, "ids", tuple(ids.shape), "(B, T) with at least one word")
         require(max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0")
+        size = min(self.config.max_len, ids.shape[1] + max_new_tokens)
         ids, caches = ids[:, -self.config.max_len :], None
         for _ in range(max_new_tokens):
             if ids.shape[1] > self.config.max_len:
                 ids, caches = ids[:, -(self.config.max_len // 2 + 1) :], None
             new = ids if caches is None else ids[:, -1:]
             if use_cache and caches is None:
-                caches = [KVCache(len(ids), self.config, self.embed.tokens.weight) for _ in self.blocks]
+                caches = [KVCache(len(ids), size, self.config, self.embed.tokens.weight) for _ in self.blocks]
             logits = self(new, caches=caches, scored=(ALL, -1))
             chosen = torch.multinomial(next_word(logits, temperature, top_k, top_p), 1, generator=generator)
             ids = torch.cat((ids, chosen), dim=1)
@@ -394,14 +389,14 @@ def next_word(logits: Tensor, temperature: float = 1.0, top_k: int | None = None
     require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "above 0 and at most 1, or None for all words")
     if temperature == 0:
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
-    logits = logits / temperature
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     if top_k is not None and top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
-    if top_p is not None:
-        ordered, order = logits.sort(descending=True)
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], -math.inf)
+    if top_p is not None and top_p < 1:
+        ordered = logits.sort(descending=True).values
         above = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass of the likelier words
-        cut = (above >= top_p).scatter(-1, order, above >= top_p)
-        logits = logits.masked_fill(cut, -math.inf)
+        least = ordered.masked_fill(above >= top_p, math.inf).amin(-1, keepdim=True)
+        logits = logits.masked_fill(logits < least, -math.inf)
     return logits.softmax(-1)
 
 
@@ -442,11 +437,12 @@ class LitTransformer(L.LightningModule):
         mask = inputs.pop() if inputs[-1].dtype == torch.bool else None
         scored = targets != -100
         scored = ALL if scored.all() else scored  # a mask makes copies: 1 % of a step of a small GPT
-        logits, targets = self.model(*inputs, mask=mask, scored=scored).flatten(0, -2), targets[scored].flatten()
+        logits = self.model(*inputs, mask=mask, scored=scored).flatten(0, -2)  # (N, V), or (B, K) as it is
+        targets = targets[scored].flatten()
         loss = self.criterion(logits, targets)
         figures = {f"{stage}_loss": loss, f"{stage}_acc": self.accuracy_fn(logits, targets)}
         how = {"on_step": stage != "test", "on_epoch": True, "prog_bar": True, "sync_dist": stage != "train"}
-        self.log_dict(figures, batch_size=float(len(targets)), **how)  # a float: Lightning would round its mean off
+        self.log_dict(figures, batch_size=float(len(targets)), **how)  # a float: Lightning rounds a mean off
         return loss
 
     def training_step(self, batch: tuple[Tensor, ...], _: int) -> Tensor:
@@ -458,16 +454,19 @@ class LitTransformer(L.LightningModule):
     def test_step(self, batch: tuple[Tensor, ...], _: int) -> Tensor:
         return self.step(batch, "test")
 
-    def on_train_batch_start(self, *_) -> None:
-        # Dropout of a step depends on the seed and the step alone, so a resumed run repeats an uninterrupted one.
-        seed = self.recipe.seed * 1_000_003 + self.global_step * self.trainer.world_size + self.global_rank
+    def on_train_batch_start(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        # Dropout of a batch depends on the seed and its place alone, so a resumed run repeats an uninterrupted one.
+        k = self.trainer.accumulate_grad_batches
+        step = (self.global_step * k + batch_idx % k) * self.trainer.world_size + self.global_rank
         # torch.manual_seed asks every kind of device there could be: 1 % of a step of a small GPT.
         source = torch.default_generator if self.device.type == "cpu" else torch.get_device_module(self.device)
-        source.manual_seed(seed)
+        source.manual_seed(self.recipe.seed * 1_000_003 + step)
 
     def on_train_batch_end(self, *_) -> None:
         # Lightning validates, and so saves, where it is told to stop: the end of a run, wherever it falls.
         self.trainer.should_stop |= self.trainer.global_step >= self.trainer.estimated_stepping_batches
+        if self.trainer.should_stop:
+            self.trainer.check_val_every_n_epoch = None
 
     def configure_optimizers(self) -> dict:
         """AdamW or Muon, and the learning rate's course, as the recipe says: utils/optim.py."""
@@ -510,9 +509,10 @@ def train(module: LitTransformer, data: L.LightningDataModule, out: str | Path, 
     keep = {"dirpath": last.parent, "enable_version_counter": False}
     savers = [ModelCheckpoint(filename="best", monitor="val_loss", **keep), ModelCheckpoint(filename="last", **keep)]
     options = {"gradient_clip_val": 1.0, "num_sanity_val_steps": 0, "log_every_n_steps": 10} | options
-    options |= {"callbacks": savers + options.get("callbacks", []), "logger": CSVLogger(out, name="", version="")}
+    options["callbacks"] = [*savers, *options.get("callbacks", [])]  # `best` first: it is the Trainer's own
     # The data modules themselves deal out their batches to several devices.
-    L.Trainer(**options, use_distributed_sampler=False).fit(module, data, ckpt_path=last if resume else None)
+    trainer = L.Trainer(**options, logger=CSVLogger(out, name="", version=""), use_distributed_sampler=False)
+    trainer.fit(module.train(), data, ckpt_path=last if resume else None)  # Lightning keeps the mode that it finds
     return module
 
 
@@ -535,7 +535,7 @@ def main(arguments: list[str] | None = None) -> None:
     """python transformer.py bert|gpt|vit ...: train a preset, score it on the test part, leave everything in --out."""
     from utils.command import command
 
-    sys.exit(command(arguments))
+    raise SystemExit(command(arguments))
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def check_patches():
 def check_cache():
     """Words read in chunks, over the cache, give the logits of words read at once."""
     model, ids = tiny_gpt(), words(2, 9)
-    caches = [KVCache(2, model.config, model.embed.tokens.weight) for _ in model.blocks]
+    caches = [KVCache(2, model.config.max_len, model.config, model.embed.tokens.weight) for _ in model.blocks]
     parts = [model(chunk, caches=caches) for chunk in ids.split((4, 3, 2), dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), model(ids))
 

@@ -159,6 +159,7 @@ COMMANDS = {  # {} is the folder of files
     "more devices than items": Row("gpt --devices 99", "devices", "99", "at most batch_size=8"),
     "missing hardware": Row("gpt --accelerator tpu", "", "", "xla"),
     "strategy": Row("gpt --strategy hope", "strategy", "hope", ""),
+    "parts of matrices for Muon": Row("gpt --preset muon --strategy fsdp", "strategy", "'fsdp'", "used with AdamW"),
     "precision": Row("gpt --precision 7", "precision", "7", "32"),
     "out below a file": Row("gpt --out {}/good.txt/run", "out", "good.txt/run", "folder that can be written"),
     "out is a file": Row("gpt --out {}/good.txt", "out", "good.txt", "folder that can be written"),

@@ -240,12 +240,53 @@ def test_every_parameter_is_in_one_group(kind, optimizer):
         assert group["initial_lr"] == (0.03 if orthogonal else 0.004), name
 
 
-@pytest.mark.parametrize("precision, fused", [("32-true", True), ("bf16-mixed", True), ("16-mixed", False)])
-def test_fused_but_where_it_would_unscale_after_clipping(precision, fused):
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_half_precision_and_clipping(precision, tmp_path):
+    """Lightning refuses to clip for an optimiser that would unscale gradients itself, as fused ones offer to."""
+    batch = example("gpt")
+    module = train(lit("gpt", Recipe(warmup=0)), Repeat(batch, times=3), tmp_path, max_epochs=1, precision=precision, **QUIET)
+    assert module.configure_optimizers()["optimizer"].defaults["fused"]
+    assert module.trainer.global_step == 3 and module.trainer.callback_metrics["val_loss"].isfinite()
+
+
+class Seeds(L.Callback):
+    """The state of the generator from which each batch draws its dropout."""
+
+    def __init__(self):
+        self.states = []
+
+    def on_before_backward(self, *_):
+        self.states.append(hash(bytes(torch.default_generator.get_state().tolist())))
+
+
+def test_batches_of_one_step_drop_out_differently(tmp_path):
+    """With accumulated gradients as well: one set of masks for all of them would train on fewer networks."""
+    seeds = Seeds()
+    train(
+        lit("gpt", Recipe()), Repeat(example("gpt"), times=6), tmp_path, max_epochs=1, accumulate_grad_batches=3,
+        callbacks=[seeds], **QUIET,
+    )  # fmt: skip
+    assert len(set(seeds.states)) == 6
+
+
+@pytest.mark.parametrize("options", [{"max_epochs": 3}, {"max_steps": 7}])
+def test_the_end_is_validated_and_saved_wherever_it_falls(options, tmp_path):
+    """Also where validations are two passes apart, and the end is not at one."""
+    batches = Repeat(example("gpt"), times=2)
+    module = train(lit("gpt", Recipe(warmup=0)), batches, tmp_path, check_val_every_n_epoch=2, **options, **QUIET)
+    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == module.trainer.global_step == options.get("max_steps", 6)
+
+
+def test_a_second_logger_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="logger"):
+        train(lit("gpt", Recipe()), Repeat(example("gpt")), tmp_path, max_epochs=1, logger=False, **QUIET)
+
+
+def test_training_begins_in_training_mode(tmp_path):
     module = lit("gpt", Recipe())
-    module.trainer = copy.copy(TRAINER)
-    module.trainer.precision = precision
-    assert module.configure_optimizers()["optimizer"].defaults["fused"] is fused
+    module.eval()
+    assert train(module, Repeat(example("gpt")), tmp_path, max_epochs=1, **QUIET).model.training
 
 
 def test_learning_rate_rises_then_falls_as_a_cosine():

@@ -27,7 +27,7 @@ class TrainBatches:
     order(generator): the items of a pass, (N, ...), shuffled.
     make(items, generator): the batch of these items as a tuple of tensors, first axis = items.
     batch_size: items per optimiser step over all devices together. A device takes every `world`-th of them, so two
-    devices train on exactly what one would.
+    devices train on exactly what one would, but for items that do not come out even.
 
     All randomness comes from (seed, pass, batch): nothing depends on what was drawn before. Lightning keeps
     `state_dict` in its checkpoints.
@@ -70,7 +70,8 @@ class TrainBatches:
             # Counted before the batch is handed out: whoever takes the last one may never ask for another.
             self.epoch, self.batch = (epoch, i + 1) if i + 1 < len(self) else (epoch + 1, 0)
             batch = self.make(items[i * self.batch_size : (i + 1) * self.batch_size], self.generator(epoch, i))
-            yield tuple(tensor[self.rank :: self.world] for tensor in batch)
+            n = len(batch[0]) // self.world * self.world  # alike on all devices, whose gradients count alike
+            yield tuple(tensor[self.rank : n : self.world] for tensor in batch)
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "batch": self.batch}

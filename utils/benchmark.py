@@ -3,7 +3,7 @@
 Ours and each peer take turns in one run, so that what slows the machine down slows both. A row holds medians with
 their quartiles, the median of the ratios turn by turn, and a floor: the longer of two times, of the FLOPs at the rate
 of the machine's matrix product and of the bytes at the bandwidth of its memory, both measured in the same run. What is
-computed and moved beside the matrix products and the weights is not in the floor, so nothing can reach it.
+computed and moved beside the matrix products and the weights is not in it, so in practice nothing reaches the floor.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
@@ -44,197 +45,35 @@ from transformer import (
     VIT_B16,
     Config,
     DecoderTransformer,
+    EncoderTransformer,
     LitTransformer,
-    PatchEmbedding,
     Recipe,
-    Transformer,
     ViT,
     train,
 )
 from utils.batches import TrainBatches
+from utils.floors import (
+    Machine,
+    card_peak,
+    forward_flops,
+    model_flops,
+    sampling_bytes,
+    training_bytes,
+    training_flops,
+    wait,
+)
 from utils.images import ImageData, ImageSet
-from utils.peers import Loss, loss_of_logits, loss_of_transformers, of_transformers, peers
+from utils.linear import OneDNN, faster, suited
+from utils.peers import Loss, loss_of_logits, loss_of_scored, loss_of_transformers, of_transformers, peers
 from utils.presets import PHOTOGRAPHS, PRESETS
-from utils.pretrained import by_columns
-from utils.report import between_marks
+from utils.report import between_marks, peak_memory
+from utils.rows import Row, summary, table
 from utils.text import BERTData, Corpus, GPTData, load_corpus
 
 Seconds = list[float]
 PACKAGES = ("torch", "lightning", "torchmetrics", "transformers", "timm", "vit-pytorch", "numpy")
-PEAKS = {  # dense bfloat16 FLOPs per second, as the makers state them
-    "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "RTX 4090": 165e12,
-}  # fmt: skip
+WARM_UP = 8  # steps
 TARGET = 1.886  # nats per character of the last tenth of Shakespeare
-
-
-# ------------------------------------------------------------------------------------------------ figures
-@dataclass
-class Row:
-    """Ours and one peer on the same work, turn by turn.
-
-    must, aim: limits by name: `ratio` (ours by the peer's, at most), `ours` (at most), `share` (the floor by ours, at
-    least).
-    """
-
-    group: str
-    name: str
-    peer: str
-    ours: list[float]
-    theirs: list[float]
-    work: tuple[float, float] | None = None  # FLOPs and bytes
-    floor: float | None = None  # seconds for that work, once the run has seen the machine's best rates
-    must: dict[str, float] = field(default_factory=dict)
-    aim: dict[str, float] = field(default_factory=dict)
-    unit: str = "s"  # or bytes
-    note: str = ""
-
-    def ratios(self) -> list[float]:
-        """Turn by turn: what changes from one turn to the next, changes both."""
-        return [a / b for a, b in zip(self.ours, self.theirs, strict=True)]
-
-    def figures(self) -> dict[str, float]:
-        """What the limits are about."""
-        figures = {"ratio": median(self.ratios()), "ours": median(self.ours)}
-        return figures if self.floor is None else figures | {"share": self.floor / figures["ours"]}
-
-    def holds(self, limits: dict[str, float]) -> bool | None:
-        """Whether all limits are kept; None where there are none."""
-        figures = self.figures()
-        kept = [figures[n] >= limit if n == "share" else figures[n] <= limit for n, limit in limits.items()]
-        return all(kept) if kept else None
-
-    def to_json(self) -> dict:
-        sums = {"ours": spread(self.ours), "theirs": spread(self.theirs), "ratio": spread(self.ratios())}
-        return asdict(self) | {"spread": sums, "must_holds": self.holds(self.must), "aim_holds": self.holds(self.aim)}
-
-
-def spread(samples: list[float]) -> dict[str, float]:
-    """Median and quartiles of the samples, and how many there are."""
-    low, _, high = quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
-    return {"median": median(samples), "low": low, "high": high, "n": len(samples)}
-
-
-def from_json(row: dict) -> Row:
-    """A row of benchmark.json."""
-    row = {name: row[name] for name in Row.__dataclass_fields__}
-    return Row(**row | {"work": row["work"] and tuple(row["work"])})
-
-
-def amount(value: float, unit: str) -> str:
-    """Three digits with a unit that suits them."""
-    if value == math.inf:
-        return "never"
-    if unit == "bytes":
-        return f"{value / 2**20:.0f} MiB"
-    scale, name = next(((s, n) for s, n in ((1, "s"), (1e-3, "ms")) if value >= s), (1e-6, "µs"))
-    value /= scale
-    return f"{value:.{max(0, 2 - math.floor(math.log10(max(value, 1))))}f} {name}"
-
-
-def limits(row: Row, which: dict[str, float]) -> str:
-    """The limits in words, and whether they are kept."""
-    words = {"ratio": "ratio ≤ {:g}", "ours": "≤ {}", "share": "≥ {:.0%} of the floor's speed"}
-    texts = [words[n].format(amount(v, row.unit) if n == "ours" else v) for n, v in which.items()]
-    return ", ".join(texts) + (": yes" if row.holds(which) else ": **no**") if texts else ""
-
-
-def table(rows: list[Row]) -> str:
-    """The rows in Markdown."""
-    lines = ["| | ours | peer | ratio (quartiles) | floor | must | aim |", "|---|---|---|---|---|---|---|"]
-    for row in rows:
-        ratio, figures = spread(row.ratios()), row.figures()
-        floor = f"{amount(row.floor, row.unit)}, {figures['share']:.0%} of ours" if row.floor else ""
-        cells = [
-            row.name,
-            amount(figures["ours"], row.unit),
-            f"{row.peer}: {amount(median(row.theirs), row.unit)}",
-            f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
-            floor,
-            limits(row, row.must),
-            limits(row, row.aim),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-# ------------------------------------------------------------------------------------------------ floors
-def forward_flops(model: Transformer, batch: int, length: int, scored: int, past: int = 0) -> float:
-    """FLOPs of the matrix products in one forward pass; a multiplication and an addition count two.
-
-    length: positions of a sequence; past: those read before, that a cache holds; scored: how many states of the whole
-    batch go through the last MLP to the head.
-    """
-    config = model.config
-    pairs = length * (past + (length + 1) / 2) if config.causal else length * (past + length)
-    blocks, last, head = (linear_weights(part) for part in (model.blocks, model.blocks[-1].mlp, model.head))
-    # Queries meet keys, then weights meet values: two products of width d_model for each pair of positions.
-    products = batch * length * (blocks - last) + batch * config.n_layers * 2 * pairs * config.d_model
-    products += scored * (last + head)
-    return 2 * (products + batch * patch_products(model, length))
-
-
-def linear_weights(part: nn.Module) -> int:
-    return sum(module.weight.numel() for module in part.modules() if isinstance(module, nn.Linear))
-
-
-def patch_products(model: Transformer, length: int) -> float:
-    return (length - 1) * model.embed.project.weight.numel() if isinstance(model.embed, PatchEmbedding) else 0
-
-
-def training_flops(model: Transformer, batch: int, length: int, scored: int) -> float:
-    """The backward pass takes two products for each one forwards, but that no gradient goes back into a picture."""
-    return 3 * forward_flops(model, batch, length, scored) - 2 * batch * patch_products(model, length)
-
-
-def training_bytes(model: nn.Module) -> float:
-    """Weights read forwards and backwards, gradients written; AdamW reads four numbers a weight and writes three."""
-    return sum(4 * p.numel() * (2 + 1 + 4 + 3) for p in model.parameters())
-
-
-def sampling_bytes(model: Transformer, batch: int, past: int) -> float:
-    """What one more word must read: the weights, but of the positions one row, and the keys and values so far."""
-    config = model.config
-    weights = sum(p.numel() for p in model.parameters()) - (config.max_len - 1) * config.d_model
-    return 4 * (weights + batch * past * 2 * config.n_layers * config.d_model)
-
-
-@dataclass
-class Machine:
-    """The best rates that were seen in this run: FLOPs per second of a matrix product, bytes per second of reading."""
-
-    device: torch.device
-    flops: float = 0.0
-    bandwidth: float = 0.0
-
-    def measure(self, side: int = 2048, size: int = 2**26) -> None:
-        """Look again: between the rows, since the machine's speed may change, and a floor wants the best."""
-        a, b = (torch.randn(side, side, device=self.device) for _ in range(2))
-        x = torch.randn(size, device=self.device)
-        self.flops = max(self.flops, 2 * side**3 / best(lambda: a @ b, self.device))
-        reads = (lambda: x.sum(), lambda: torch.dot(x, x), lambda: x.view(-1, 4096) @ x[:4096])
-        self.bandwidth = max(self.bandwidth, *(4 * size / best(read, self.device) for read in reads))
-
-    def floor(self, flops: float, n_bytes: float) -> float:
-        """Seconds; both may go on at the same time, so the longer counts."""
-        return max(flops / self.flops, n_bytes / self.bandwidth)
-
-
-def wait(device: torch.device) -> float:
-    """The time, once the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def best(work: Callable[[], object], device: torch.device, n: int = 5) -> float:
-    """The shortest of n times, in seconds."""
-    work()
-    seconds = []
-    for _ in range(n):
-        began = wait(device)
-        work()
-        seconds.append(wait(device) - began)
-    return min(seconds)
 
 
 # ------------------------------------------------------------------------------------------------ the work
@@ -282,18 +121,17 @@ def large_vit(batch: int = 32, size: int = 112, patch: int = 16) -> tuple[LitTra
     return ViT(replace(VIT_B16, **LARGE), size, patch, data.n_classes, ADAMW), data
 
 
-LARGE_TASKS = {"GPT": large_gpt, "BERT": large_bert, "ViT": large_vit}
-TITLES = {
-    "GPT": "GPT 6x384, 8 x 256 tokens",
-    "BERT": "BERT 6x384, 16 x 128 tokens",
-    "ViT": "ViT 6x384, 32 pictures of 112 x 112",
+LARGE_TASKS = {
+    "GPT": ("GPT 6x384, 8 x 256 tokens", large_gpt),
+    "BERT": ("BERT 6x384, 16 x 128 tokens", large_bert),
+    "ViT": ("ViT 6x384, 32 pictures of 112 x 112", large_vit),
 }
 
 
 def small_gpt(context: int, batch: int, vocab_size: int, recipe: Recipe = ADAMW) -> tuple[LitTransformer, GPTData]:
     """The 0.8 M model."""
     config = Config(4, 4, 128, 512, context, causal=True)
-    data = GPTData(random_corpus(vocab_size, 400_000), context, batch, word_tokenizer(vocab_size))
+    data = GPTData(random_corpus(vocab_size, 700_000), context, batch, word_tokenizer(vocab_size))
     return GPT(config, vocab_size, recipe), data
 
 
@@ -329,11 +167,14 @@ def bare_loop(
 class TakeTurns(L.Callback):
     """After every `block` steps of the Trainer each rival takes as many; nobody's clock runs in another's turn.
 
-    rivals: what makes a rival of the Trainer's optimiser. The first turn warms up and is not kept.
+    rivals: what makes a rival of the Trainer's optimiser. Their order changes with every turn. Turns up to step
+    `warm_up` are not kept: oneDNN compiles its kernels.
     """
 
-    def __init__(self, rivals: dict[str, Callable[[torch.optim.Optimizer], Iterator]], block: int) -> None:
-        self.rivals, self.block = rivals, block
+    def __init__(
+        self, rivals: dict[str, Callable[[torch.optim.Optimizer], Iterator]], block: int, warm_up: int = WARM_UP
+    ) -> None:
+        self.rivals, self.block, self.warm_up = rivals, block, warm_up
         self.seconds: dict[str, Seconds] = {name: [] for name in ("ours", *rivals)}
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -343,12 +184,12 @@ class TakeTurns(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_) -> None:
         if trainer.global_step % self.block:
             return
-        warm = trainer.global_step > self.block
+        warm = trainer.global_step > self.warm_up
         self.keep("ours", self.began, module.device, warm)
-        for name, steps in self.running.items():
+        for name in list(self.running)[:: 1 if len(self.seconds["ours"]) % 2 else -1]:
             began = wait(module.device)
             for _ in range(self.block):
-                next(steps)
+                next(self.running[name])
             self.keep(name, began, module.device, warm)
         self.began = wait(module.device)
 
@@ -368,8 +209,9 @@ def quiet() -> Iterator[None]:
 
 
 def fit(module: LitTransformer, data: L.LightningDataModule, callbacks: list, steps: int, **options) -> None:
-    """Our whole `train`, with its progress bar, its logging and its checkpoints; `options` as there."""
-    options = {"accelerator": "auto", "limit_val_batches": 1} | options
+    """Our whole `train`, as the command line calls it, with progress bar and logging; `options` as there."""
+    options = {"accelerator": "auto", "devices": 1, "limit_val_batches": 1} | options
+    callbacks = [OneDNN(), TQDMProgressBar(), *callbacks]  # Rich would draw nothing where nothing is seen
     with quiet(), tempfile.TemporaryDirectory() as out:
         train(module, data, out, callbacks=callbacks, max_steps=steps, **options)
 
@@ -385,7 +227,7 @@ def compete(
         for name, (model, loss) in rivals.items()
     }
     turn = TakeTurns(loops, block)
-    fit(module, data, [turn], block * (turns + 1), **options)
+    fit(module, data, [turn], block * (turns + -(-WARM_UP // block)), **options)
     return turn.seconds
 
 
@@ -415,46 +257,20 @@ class Run:
             row.floor = row.floor if row.work is None else self.machine.floor(*row.work)
 
 
-def available(name: str, build: Callable[[], nn.Module]) -> nn.Module | None:
-    try:
-        return build()
-    except (ImportError, AttributeError) as error:
-        print(f"without {name}: {error}", file=sys.stderr)
-        return None
-
-
 def training(run: Run) -> None:
     """A training step through the whole Trainer, against bare loops."""
-    for kind, task in LARGE_TASKS.items():
+    for kind, (title, task) in LARGE_TASKS.items():
         torch.manual_seed(0)
         module, data = task()
         rivals = peers(kind, module.model)
         if run.quick:
             rivals = {name: pair for name, pair in rivals.items() if name.startswith("transformers")}
-        built = {name: (available(name, build), loss) for name, (build, loss) in rivals.items()}
-        built = {name: pair for name, pair in built.items() if pair[0] is not None}
-        work = step_work(module, data)
-        n_bytes, flops = training_bytes(module), training_flops(module.model, *work)
-        sizes = {name: sum(p.numel() for p in model.parameters()) for name, (model, _) in built.items()}
-        mine = sum(p.numel() for p in module.parameters())
-        losses = first_losses(module, data, built)
+        built = {name: (build(), loss) for name, (build, loss) in rivals.items()}
+        work = training_flops(module.model, *step_work(module, data)), training_bytes(module)
         seconds = compete(module, data, built, 1, 4 if run.quick else 12)
-        ours = seconds.pop("ours")
-        for name, theirs in seconds.items():
+        for name in built:
             must = {"must": {"ratio": 0.95}, "aim": {"ratio": 0.85}} if name.startswith("transformers") else {}
-            note = f"{mine} and {sizes[name]} parameters; first loss {losses['ours']:.6f} and {losses[name]:.6f}"
-            title = f"training step, {TITLES[kind]}"
-            run.add("training", title, name, ours, theirs, (flops, n_bytes), note=note, **must)
-
-
-@torch.no_grad()
-def first_losses(module: LitTransformer, data: L.LightningDataModule, rivals: dict[str, tuple]) -> dict[str, float]:
-    """On one batch, of each: those with our weights must agree."""
-    batch = next(iter(data.train_dataloader()))
-    losses = {"ours": loss_of_logits(module.model.eval(), *batch)}
-    losses |= {name: loss(model.eval(), *batch) for name, (model, loss) in rivals.items()}
-    module.train()
-    return {name: loss.item() for name, loss in losses.items()}
+            run.add("training", f"training step, {title}", name, seconds["ours"], seconds[name], work, **must)
 
 
 def overhead(run: Run) -> None:
@@ -462,7 +278,7 @@ def overhead(run: Run) -> None:
     for context, batch, vocab in ((64, 12, 65), (128, 16, 1024)):
         torch.manual_seed(0)
         module, data = small_gpt(context, batch, vocab)
-        rivals = {"bare loop": (deepcopy(module.model), loss_of_logits)}
+        rivals = {"bare loop": (suited(deepcopy(module.model)), loss_of_logits)}
         seconds = compete(module, data, rivals, 10, 8 if run.quick else 30)
         name = f"Trainer, GPT 4x128 (0.8 M), {batch} x {context} tokens, {vocab} words"
         flops = training_flops(module.model, batch, context, batch * context)
@@ -494,7 +310,10 @@ def per_word(stamps: Seconds) -> float:
 
 
 def sampling(run: Run) -> None:
-    """Writing on with the cache, at the shape of GPT-2, greedily, against transformers.generate."""
+    """Writing on with the cache, at the shape of GPT-2, greedily, against transformers.generate.
+
+    Then a word after 1,000 tokens against a word after one.
+    """
     model, peer = gpt2_pair(run.machine.device)
     must, aim = {"ratio": 1.0}, {"ratio": 1 / 1.15, "share": 0.9}
     cases = [(1, 16), (8, 16), (1, 900)] + [(8, 900)] * (not run.quick)
@@ -502,9 +321,10 @@ def sampling(run: Run) -> None:
         ids = torch.randint(50257, (batch, length), generator=torch.Generator().manual_seed(0)).to(run.machine.device)
         calls: dict[str, list[Seconds]] = {"ours": [], "theirs": []}
         n = 16 if run.quick else 48
-        for _ in range(3 if run.quick else 5 if batch * length > 900 else 9):
-            calls["ours"].append(our_words(model, ids, n))
-            calls["theirs"].append(their_words(peer, ids, n))
+        pairs = [("ours", our_words, model), ("theirs", their_words, peer)]
+        for turn in range(3 if run.quick else 5 if batch * length > 900 else 9):
+            for who, words, network in pairs[:: 1 if turn % 2 else -1]:
+                calls[who].append(words(network, ids, n))
         where = f"GPT-2 124 M, batch {batch}, {length} tokens before"
         past = length + n // 2
         work = forward_flops(model, batch, 1, batch, past), sampling_bytes(model, batch, past)
@@ -512,13 +332,16 @@ def sampling(run: Run) -> None:
         of_batch_1 = {"must": must, "aim": aim} if batch == 1 else {}
         run.add("sampling", f"next word, {where}", "transformers", ours, theirs, work, **of_batch_1)
         ours, theirs = ([stamps[-1] - stamps[0] for stamps in calls[name]] for name in calls)
-        note = f"{n} words, the reading of the prompt with them"
         whole = {"must": must} if batch == 1 else {}
-        run.add("sampling", f"{n} words, {where}", "transformers", ours, theirs, note=note, **whole)
-
-
-def parameters_of(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+        run.add("sampling", f"{n} words and the prompt, {where}", "transformers", ours, theirs, **whole)
+    ids = torch.randint(50257, (1, 1000), generator=torch.Generator().manual_seed(0)).to(run.machine.device)
+    seconds: dict[int, Seconds] = {1: [], 1000: []}
+    for _ in range(3 if run.quick else 9):
+        for length, samples in seconds.items():
+            samples.append(per_word(our_words(model, ids[:, :length], 16)))
+    work = forward_flops(model, 1, 1, 1, 1000), sampling_bytes(model, 1, 1000)
+    name, must = "next word, GPT-2 124 M, 1,000 tokens before", {"ratio": 1.3}
+    run.add("sampling", name, "ours, 1 token before", seconds[1000], seconds[1], work, must=must)
 
 
 def gpt2_pair(device: torch.device) -> tuple[DecoderTransformer, nn.Module]:
@@ -526,52 +349,31 @@ def gpt2_pair(device: torch.device) -> tuple[DecoderTransformer, nn.Module]:
     torch.manual_seed(0)
     model = DecoderTransformer(GPT2, 50257)
     peer = of_transformers(model)
-    return by_columns(model).eval().to(device), peer.eval().to(device)
-
-
-def context(run: Run) -> None:
-    """A word after 1,000 tokens against a word after one."""
-    torch.manual_seed(0)
-    device = run.machine.device
-    model = by_columns(DecoderTransformer(GPT2, 50257)).eval().to(device)
-    ids = torch.randint(50257, (1, 1000), generator=torch.Generator().manual_seed(0)).to(device)
-    seconds: dict[int, Seconds] = {1: [], 1000: []}
-    for _ in range(3 if run.quick else 9):
-        for length, samples in seconds.items():
-            samples.append(per_word(our_words(model, ids[:, :length], 16)))
-    name = "next word, GPT-2 124 M, 1,000 tokens before"
-    work = forward_flops(model, 1, 1, 1, 1000), sampling_bytes(model, 1, 1000)
-    run.add("context", name, "ours, 1 token before", seconds[1000], seconds[1], work, must={"ratio": 1.3})
+    return suited(model).eval().to(device), peer.eval().to(device)
 
 
 def pipeline(run: Run) -> None:
-    """A batch against the step that it feeds; ViT's with the augmentation of the preset `full`."""
-    for name, (module, data) in pipeline_tasks().items():
+    """A batch against the step that it feeds, on the CPU; pictures with their preset's augmentation."""
+    tasks = {title: task() for title, task in LARGE_TASKS.values()}
+    tasks["GPT 4x128, small"] = small_gpt(128, 16, 1024)
+    digits = ImageData(random_pictures(28, 4500, 1), 100)
+    tasks["ViT 4x96, small, 100 digits"] = ViT(Config(4, 4, 96, 384), 28, 7, 10, ADAMW, channels=1), digits
+    for name, (module, data) in tasks.items():
         if isinstance(data, ImageData):
             data.augment = PRESETS["vit"]["small"]["batches"]["augment"] if "small" in name else PHOTOGRAPHS
-        turns = 3 if run.quick else 20
         spans = {"batch": [], "step": []}
         batches = TrainBatches(data.order, data.make, data.batch_size)
-        optimizer = torch.optim.AdamW(module.parameters())
-        steps = bare_loop(deepcopy(module.model), loss_of_logits, batches, optimizer)
+        like = torch.optim.AdamW(module.parameters(), lr=ADAMW.lr, betas=ADAMW.betas, fused=True)
+        steps = bare_loop(suited(module.model), loss_of_scored, batches, like)
         next(steps)
-        for _ in range(turns):
-            n = len(batches)
+        for _ in range(3 if run.quick else 20):
             began = time.perf_counter()
-            got = sum(1 for _ in islice(batches, min(n, 5)))
+            got = sum(1 for _ in islice(batches, min(len(batches), 5)))
             spans["batch"].append((time.perf_counter() - began) / got)
             began = time.perf_counter()
             next(steps)
             spans["step"].append(time.perf_counter() - began)
         run.add("data", f"one batch, {name}", "its step", spans["batch"], spans["step"], must={"ratio": 1 / 20})
-
-
-def pipeline_tasks() -> dict[str, tuple[LitTransformer, L.LightningDataModule]]:
-    tasks = {TITLES[kind]: task() for kind, task in LARGE_TASKS.items()}
-    tasks["GPT 4x128, small"] = small_gpt(128, 16, 1024)
-    data = ImageData(random_pictures(28, 4500, 1), 100)
-    tasks["ViT 4x96, small, 100 digits"] = ViT(Config(4, 4, 96, 384), 28, 7, 10, ADAMW, channels=1), data
-    return tasks
 
 
 IMPORT = """
@@ -602,47 +404,38 @@ def imports(run: Run) -> None:
 
 
 def memory(run: Run) -> None:
-    """The most memory that a process held: its libraries, and what training or sampling came to on top of them."""
+    """The most memory that a process held beyond its libraries, while it trained or sampled."""
     for kind in ["GPT"] if run.quick else [*LARGE_TASKS, "sampling"]:
         found: dict[str, list] = {"ours": [], "transformers": []}
         for _ in range(1 if run.quick else 3):
             for who, samples in found.items():
                 samples.append(json.loads(child("-m", "utils.benchmark", "--child", kind, who)))
-        ours, theirs = ([peak for _, peak in samples] for samples in found.values())
-        title = f"{TITLES[kind]}, 3 steps" if kind in TITLES else "GPT-2 124 M, 900 tokens and 16 words more"
-        run.add("memory", f"peak memory, {title}", "transformers", ours, theirs, unit="bytes")
+        title = f"{LARGE_TASKS[kind][0]}, 3 steps" if kind in LARGE_TASKS else "GPT-2 124 M, 900 tokens and 16 more"
         ours, theirs = ([peak - libraries for libraries, peak in samples] for samples in found.values())
-        run.add("memory", f"... beyond the libraries, {title}", "transformers", ours, theirs, unit="bytes")
-
-
-def peak_memory() -> int:
-    status = Path("/proc/self/status")
-    if status.is_file():  # on Linux, getrusage's peak begins at that of the process that started this one
-        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1])
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        run.add("memory", f"peak memory beyond the libraries, {title}", "transformers", ours, theirs, unit="bytes")
 
 
 def memory_child(kind: str, who: str) -> None:
     """In a process of its own: print the peak after importing and after the work."""
-    with torch.device("meta"):
-        model = DecoderTransformer(GPT2, 50257) if kind == "sampling" else None
     theirs = who == "transformers"
-    if theirs:  # a model of two layers makes it import what it needs
-        small = DecoderTransformer(replace(GPT2, n_layers=2, d_model=24, d_ff=24), 99)
-        of_transformers(small, weights=False).generate(torch.zeros(1, 2, dtype=torch.long), max_new_tokens=2)
+    if theirs:  # a tiny model makes it import what it needs
+        tiny = {"n_layers": 2, "n_heads": 2, "d_model": 24, "d_ff": 24}
+        small = {"BERT": lambda: EncoderTransformer.bert(replace(BERT_BASE, **tiny), 99),
+                 "ViT": lambda: EncoderTransformer.vit(replace(VIT_B16, **tiny), 8, 4, 3)}  # fmt: skip
+        of_transformers(small.get(kind, lambda: DecoderTransformer(replace(GPT2, **tiny), 99))(), weights=False)
+    libraries = peak_memory()
     if kind == "sampling":
-        libraries = peak_memory()
-        model = of_transformers(model, weights=False) if theirs else DecoderTransformer(GPT2, 50257)
+        with torch.device("meta" if theirs else "cpu"):
+            model = DecoderTransformer(GPT2, 50257)
+        model = of_transformers(model, weights=False) if theirs else suited(model)
         (their_words if theirs else our_words)(model.eval(), torch.zeros(1, 900, dtype=torch.long), 16)
     else:
-        module, data = LARGE_TASKS[kind]()
-        libraries = peak_memory()
+        with torch.device("meta" if theirs else "cpu"):
+            module, data = LARGE_TASKS[kind][1]()
         if theirs:
-            rival, module = of_transformers(module.model, weights=False), None
-            like = torch.optim.AdamW(nn.Linear(1, 1).parameters(), lr=ADAMW.lr, betas=ADAMW.betas)
+            like = torch.optim.AdamW(nn.Linear(1, 1).parameters(), lr=ADAMW.lr, betas=ADAMW.betas, fused=True)
             batches = TrainBatches(data.order, data.make, data.batch_size)
+            rival = of_transformers(module.model, weights=False)
             for _ in islice(bare_loop(rival, loss_of_transformers, batches, like), 3):
                 pass
         else:
@@ -701,7 +494,7 @@ def shakespeare(run: Run) -> None:
     data = GPTData(corpus, 64, 12, "char")
     held_out = windows(data.test, 64)
     found: dict[str, list[Watch]] = {"ours": [], "plain": []}
-    for turn in range(1 if run.quick else 2):
+    for turn in range(1 if run.quick else 3):
         for who, watches in found.items():
             torch.manual_seed(turn)
             better = who == "ours"
@@ -709,14 +502,15 @@ def shakespeare(run: Run) -> None:
             sizes = {"positions": "rotary", "init_std": 0.05} if better else {}
             config = Config(4, 4, 128, 512, 64, causal=True, **sizes)
             steps = setting["steps"]
-            watches.append(Watch(*held_out, first=steps * 3 // 4, every=25 if better else steps))
+            watches.append(Watch(*held_out, first=steps // 2, every=25 if better else 100))
             module = GPT(config, data.vocab_size, replace(setting["recipe"], seed=turn))
             fit(module, GPTData(corpus, 64, 12, data.tokenizer, seed=turn), watches[-1:], steps, accelerator="cpu")
     ours = [watch.reached or math.inf for watch in found["ours"]]
     theirs = [watch.seconds for watch in found["plain"]]
     ends = {who: ", ".join(f"{watch.loss:.3f}" for watch in watches) for who, watches in found.items()}
-    steps = ", ".join(str(watch.reached_step) for watch in found["ours"])
-    note = f"reached at step {steps}; loss at the end {ends['ours']}, after 2,000 plain steps {ends['plain']}"
+    steps = {who: ", ".join(str(watch.reached_step) for watch in watches) for who, watches in found.items()}
+    note = f"reached at step {steps['ours']}, by the plain recipe at {steps['plain']}"
+    note += f"; loss at the end {ends['ours']}, of the plain recipe {ends['plain']}"
     name, peer = f"Shakespeare by character to {TARGET} nats", "2,000 AdamW steps"
     run.add("shakespeare", name, peer, ours, theirs, must={"ratio": 0.5}, aim={"ratio": 1 / 3}, note=note)
 
@@ -724,16 +518,16 @@ def shakespeare(run: Run) -> None:
 # ------------------------------------------------------------------------------------------------ GPU
 def gpu(run: Run) -> None:
     """GPT at 124 M in bfloat16 through the Trainer, compiled and not: the floor is at the card's stated peak."""
-    if run.machine.device.type != "cuda":
-        return print("without the rows of a GPU: there is none", file=sys.stderr)
-    peak = card_peak(torch.cuda.get_device_name(run.machine.device))
+    on_gpu = run.machine.device.type == "cuda"
+    peak = card_peak(torch.cuda.get_device_name(run.machine.device)) if on_gpu else None
     if peak is None:
-        return print("without the rows of a GPU: its peak is not known here", file=sys.stderr)
+        return print("without the rows of a GPU: there is none whose peak is known here", file=sys.stderr)
+    torch.set_float32_matmul_precision("high")  # as the command line does
     batch, length, vocab = 16, 1024, 50304  # GPT-2's words, filled up to a multiple of 64
     for precision, compiled in (("32-true", False), ("bf16-mixed", False), ("bf16-mixed", True)):
         torch.manual_seed(0)
         module = GPT(GPT2, vocab, ADAMW)
-        data = GPTData(random_corpus(vocab, 600_000), length, batch, word_tokenizer(vocab))
+        data = GPTData(random_corpus(vocab, 800_000), length, batch, word_tokenizer(vocab))
         peer = of_transformers(module.model)
         if compiled:
             module.model.compile(), peer.compile()
@@ -747,20 +541,9 @@ def gpu(run: Run) -> None:
         run.add("gpu", name, "transformers", seconds["ours"], seconds["transformers"], **limits)
 
 
-def card_peak(name: str) -> float | None:
-    return next((peak for card, peak in PEAKS.items() if re.search(rf"\b{card}\b", name)), None)
-
-
-def model_flops(model: Transformer, batch: int, length: int) -> float:
-    """As MFU is usually reckoned (PaLM, appendix B): 6 for each weight and token, and attention without its mask."""
-    config = model.config
-    weights = parameters_of(model) - config.max_len * config.d_model
-    return batch * length * (6 * weights + 12 * config.n_layers * config.d_model * length)
-
-
 # ------------------------------------------------------------------------------------------------ command line
 GROUPS = {
-    "training": training, "overhead": overhead, "sampling": sampling, "context": context, "data": pipeline,
+    "training": training, "overhead": overhead, "sampling": sampling, "data": pipeline,
     "import": imports, "memory": memory, "shakespeare": shakespeare, "gpu": gpu,
 }  # fmt: skip
 
@@ -772,19 +555,10 @@ def machine_facts(machine: Machine) -> dict:
         name = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
         cpu = name[1] if name else cpu
     facts = {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "system": platform.system()}
+    facts |= {"linear_layers": "oneDNN" if faster() else "MKL"}
     facts |= {"flops_per_second": machine.flops, "bytes_per_second": machine.bandwidth}
     on_gpu = machine.device.type == "cuda"
     return facts | ({"gpu": torch.cuda.get_device_name(machine.device)} if on_gpu else {})
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except ImportError:  # PackageNotFoundError is one
-            continue
-    return found
 
 
 def parser() -> argparse.ArgumentParser:
@@ -812,20 +586,13 @@ def main(arguments: list[str] | None = None) -> None:
             GROUPS[group](run)
             run.settle()
     report = {"seconds": time.perf_counter() - began, "quick": run.quick, "machine": machine_facts(run.machine)}
-    report |= {"versions": versions(), "rows": [row.to_json() for row in run.rows]}
+    versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    report |= {"versions": versions, "rows": [row.to_json() for row in run.rows]}
     options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     text = f"{table(run.rows)}\n\n{summary(report)}"
     print(text)
     if options.readme:
         between_marks(Path(__file__).resolve().parent.parent / "README.md", "benchmark", text)
-
-
-def summary(report: dict) -> str:
-    """What the table was measured on, in a line or two."""
-    machine, packages = report["machine"], ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    rates = f"{machine['flops_per_second'] / 1e9:.0f} GFLOP/s, {machine['bytes_per_second'] / 1e9:.1f} GB/s"
-    where = f"{machine.get('gpu', machine['cpu'])}, {machine['threads']} threads, {rates}"
-    return f"{where}; {packages}; {report['seconds']:.0f} s"
 
 
 if __name__ == "__main__":

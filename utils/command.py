@@ -20,6 +20,7 @@ from transformer import BERT, GPT, Config, LitTransformer, MLMHead, PatchEmbeddi
 from utils import report
 from utils.callbacks import DeltaW, IterLoss, KeepHistory, Progress, SampleText, StopCleanly
 from utils.images import ImageData, load_images
+from utils.linear import OneDNN
 from utils.presets import PRESETS
 from utils.pretrained import load_pretrained, module_of
 from utils.processors import ImageTransform
@@ -95,7 +96,7 @@ def run(options: argparse.Namespace) -> dict:
     L.Trainer(**arguments, logger=False, enable_checkpointing=False)
     report.open_run(out, module, options.resume)
 
-    callbacks = [StopCleanly(out / "checkpoints" / "last.ckpt"), *watchers(options, data, out)]
+    callbacks = [OneDNN(), StopCleanly(out / "checkpoints" / "last.ckpt"), *watchers(options, data, out)]
     began = time.perf_counter()
     try:
         transformer.train(module, data, out, options.resume, callbacks=callbacks, **arguments)
@@ -219,6 +220,10 @@ def limits(options: argparse.Namespace, preset: dict) -> dict:
         value = getattr(options, name)
         if value is not None:
             arguments[name] = int(value) if re.fullmatch(r"-?\d+", value) else value
+    if "fsdp" in str(arguments.get("strategy")):
+        whole = preset["recipe"].get("optimizer") != "muon"
+        require(whole, "strategy", arguments["strategy"], f"used with AdamW; --preset {options.preset} takes Muon")
+        arguments["gradient_clip_val"] = None  # Lightning cannot clip what is in parts
     devices, most = arguments.get("devices"), preset["batches"]["batch_size"]
     require(not isinstance(devices, int) or devices <= most, "devices", devices, f"at most batch_size={most}")
     return arguments | {"enable_progress_bar": sys.stderr.isatty()}

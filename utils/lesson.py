@@ -9,7 +9,10 @@ import textwrap
 import warnings
 from collections.abc import Callable
 
+import lightning as L
 import torch
+
+from utils.linear import OneDNN
 
 
 def choose_scale(choice: str = "auto") -> str:
@@ -38,9 +41,9 @@ def source(*pieces: Callable | type):
     return Code("\n".join(textwrap.dedent(inspect.getsource(piece)) for piece in pieces), language="python")
 
 
-def quiet() -> dict:
-    """Arguments of Lightning's Trainer for a page with one live figure and nothing else."""
-    return {"enable_progress_bar": False, "enable_model_summary": False}
+def quiet(*callbacks: L.Callback) -> dict:
+    """Arguments of Lightning's Trainer for a page with one live figure, or none, and nothing else."""
+    return {"enable_progress_bar": False, "enable_model_summary": False, "callbacks": [OneDNN(), *callbacks]}
 
 
 def precision() -> str:

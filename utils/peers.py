@@ -17,7 +17,8 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transformer import ClassHead, Transformer
+from transformer import ALL, ClassHead, Transformer
+from utils.linear import faster
 from utils.pretrained import describe, save_pretrained
 
 
@@ -116,8 +117,8 @@ def of_vit_pytorch(ours: Transformer) -> nn.Module:
 
 def loss_of_transformers(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """What its models return beside the logits; GPT-2 would shift the targets, which spares it a copy here."""
-    shifted = {"shift_labels": targets.contiguous()} if "GPT2" in type(model).__name__ else {}
-    return model(inputs, labels=targets, **shifted).loss
+    more = {"shift_labels": targets.contiguous(), "use_cache": False} if "GPT2" in type(model).__name__ else {}
+    return model(inputs, labels=targets, **more).loss
 
 
 def loss_of_logits(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -125,11 +126,18 @@ def loss_of_logits(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
 
 
+def loss_of_scored(model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
+    """As LitTransformer does: of our models alone, which compute what is scored."""
+    scored = targets != -100
+    scored = ALL if scored.all() else scored
+    return F.cross_entropy(model(inputs, scored=scored).flatten(0, -2), targets[scored].flatten())
+
+
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def peers(kind: str, ours: Transformer) -> dict[str, tuple[Callable[[], nn.Module], Loss]]:
-    """By name: what builds the peer, and how it computes its loss."""
+    """By name: what builds the peer, and how it computes its loss; on AMD's processors also ours by MKL."""
     found = {"transformers": (lambda: of_transformers(ours), loss_of_transformers)}
     if kind == "GPT":  # its default writes the tanh form of GELU out in single operations
         fused = {"activation_function": "gelu_pytorch_tanh"}
@@ -138,4 +146,6 @@ def peers(kind: str, ours: Transformer) -> dict[str, tuple[Callable[[], nn.Modul
     if kind == "ViT":
         found |= {"timm": (lambda: of_timm(ours), loss_of_logits)}
         found |= {"vit-pytorch": (lambda: of_vit_pytorch(ours), loss_of_logits)}
+    if faster():
+        found["ours by MKL, bare loop"] = (lambda: deepcopy(ours), loss_of_scored)
     return found

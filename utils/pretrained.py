@@ -37,6 +37,7 @@ from transformer import (
     require,
 )
 from utils.download import Remote, cache_dir, fetch
+from utils.linear import suited
 from utils.processors import ImageTransform, read_json, read_processor, write_processor
 
 # ------------------------------------------------------------------------------------------------ the official models
@@ -256,22 +257,13 @@ def load_pretrained(name_or_folder: str | Path, **overrides) -> tuple[Transforme
         require(name in known, "override", name, f"one of {', '.join(known)}")
     folder = find_folder(name_or_folder)
     if not (folder / "config.json").is_file():
-        return by_columns(load_run(folder, overrides)).eval(), read_processor(folder)
+        return suited(load_run(folder, overrides)).eval(), read_processor(folder)
     theirs = read_json(folder / "config.json")
     family = family_of(theirs, folder)
     tensors = read_tensors(folder, family)
     model = build(theirs, family, set(tensors), overrides)
     fill(model, family, tensors, folder, new_head="n_classes" in overrides)
-    return by_columns(model).eval(), read_processor(folder)
-
-
-def by_columns(model: Transformer) -> Transformer:
-    """Store a GPT's table of words column by column, nothing else changed: the logits of one position then take half
-    the time on a CPU (MKL), those of many positions the same.
-    """
-    if isinstance(model, DecoderTransformer):
-        model.head.weight.data = model.head.weight.data.t().contiguous().t()
-    return model
+    return suited(model).eval(), read_processor(folder)
 
 
 def find_folder(name_or_folder: str | Path) -> Path:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -205,6 +206,9 @@ def peak_memory() -> int:
         import psutil
 
         return psutil.Process().memory_info().peak_wset
+    status = Path("/proc/self/status")
+    if status.is_file():  # on Linux, getrusage's peak begins at that of the process that started this one
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1])
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
