@@ -616,6 +616,14 @@ def test_image_ladder():
     assert ladder["logistic regression"] == 1
 
 
+def test_image_losses():
+    labels = torch.tensor([0, 1, 1, 2] * 10)
+    pictures = (labels * 90).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).to(torch.uint8)
+    losses = baselines.image_losses((pictures, labels), (pictures[:12], labels[:12]))
+    assert losses["guessing"] == pytest.approx(1.5 * math.log(2))  # half of them 1, a quarter each 0 and 2
+    assert 0 < losses["logistic regression"] < 0.5
+
+
 @pytest.mark.parametrize("right, n, low, high", [(31, 75, 0.3087, 0.5263), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0)])
 def test_interval(right, n, low, high):
     assert baselines.interval(right / n, n) == pytest.approx((low, high), abs=2e-4)

@@ -102,18 +102,34 @@ def masked_ladder(train: Tensor, shown: Tensor, targets: Tensor, words: Tensor, 
 
 def image_ladder(train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> dict[str, float]:
     """Accuracy of the largest class of the training part, and of logistic regression on the pixels."""
+    chances, labels = regression(train, held_out)
+    return {
+        "largest class": float((labels == train[1].bincount().argmax()).float().mean()),
+        "logistic regression": float((chances.argmax(-1) == labels).float().mean()),
+    }
+
+
+def image_losses(train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Cross-entropy in nats of guessing by the classes' shares in the training part, and of logistic regression."""
+    chances, labels = regression(train, held_out)
+    shares = train[1].bincount(minlength=chances.shape[1]) / len(train[1])
+    return {
+        "guessing": float(F.nll_loss(shares.log().expand(len(labels), -1), labels)),
+        "logistic regression": float(F.nll_loss(chances.log(), labels)),
+    }
+
+
+def regression(train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The probabilities (N, K) that logistic regression on the pixels gives the held-out pictures, and their labels."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    (train_x, train_y), (test_x, test_y) = train, held_out
     # Large photographs are first averaged down: at full size the regression has more weights than it can fit.
-    small = [F.adaptive_avg_pool2d(x.float(), min(x.shape[-1], 32)).flatten(1).numpy() for x in (train_x, test_x)]
+    small = [F.adaptive_avg_pool2d(x.float(), min(x.shape[-1], 32)).flatten(1).numpy() for x, _ in (train, held_out)]
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
-    return {
-        "largest class": float((test_y == train_y.bincount().argmax()).float().mean()),
-        "logistic regression": float(model.fit(small[0], train_y.numpy()).score(small[1], test_y.numpy())),
-    }
+    chances = model.fit(small[0], train[1].numpy()).predict_proba(small[1])
+    return torch.from_numpy(chances), held_out[1]
 
 
 def table_ladder(train: tuple[list[str], list[int]], held_out: tuple[list[str], list[int]]) -> dict[str, float]:

@@ -155,7 +155,7 @@ def _copy(url: str, file: BinaryIO, path: Path) -> str | None:
                     answer.raise_for_status()
             file.truncate(0)
             messages = {"output": f"To: {path}\n"}
-            gdown.download(url, file, quiet=not sys.stderr.isatty(), log_messages=messages)
+            gdown.download(url, file, quiet=not (sys.stderr.isatty() or "ipykernel" in sys.modules), log_messages=messages)
         except Exception as error:
             faults.append(_reason(error))
 
