@@ -126,7 +126,7 @@ def test_no_blanks_without_a_word_for_them(gpt, bert):
             work()
     judge = EncoderTransformer.bert(Config(**SIZES), bert[1].get_vocab_size(), n_classes=2)
     for other in (judge, gpt[0]):
-        with pytest.raises(ValueError, match="model: must guess words"):
+        with pytest.raises(ValueError, match=f"model.head={type(other.head).__name__!r}: must be an MLMHead"):
             fill_blanks(SimpleNamespace(model=other, device="cpu"), bert[1], "a ___")
 
 

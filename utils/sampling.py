@@ -13,7 +13,7 @@ from tokenizers import Encoding
 from tokenizers import Tokenizer as Words
 from torch.nn import functional as F
 
-from transformer import DecoderTransformer, MLMHead, Transformer, next_word
+from transformer import DecoderTransformer, MLMHead, Transformer, next_word, require
 from utils.batches import pad
 
 BLANK = re.compile(r"_{3,}|\[MASK\]")  # what stands for a word to be guessed
@@ -112,11 +112,11 @@ def blank_attention(
 @torch.inference_mode()
 def fill_blanks(module: L.LightningModule, words: Words, text: str, k: int = 5) -> list[list[tuple[str, float]]]:
     """For each `___` or [MASK] in the text, the k likeliest words and their probabilities, likeliest first."""
-    if not isinstance(module.model.head, MLMHead):
-        raise ValueError(f"model: must guess words, with an MLMHead; its head is a {type(module.model.head).__name__}")
     line, blanks = read_blanks(words, text)
     if not blanks:
         raise ValueError(f"text={text!r}: must hold at least one blank, written ___")
+    head = module.model.head
+    require(isinstance(head, MLMHead), "model.head", type(head).__name__, "an MLMHead, which guesses words")
     with evaluating(module.model):
         logits = module.model(torch.tensor([line.ids], device=module.device))[0, blanks]
     likely = logits.softmax(-1).topk(k)
