@@ -409,6 +409,62 @@ def test_pictures_are_cut_from_the_middle(tmp_path):
     assert (load_images(tmp_path, 4).train[0] == 200).all()
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("shape, resized, left, top", [
+    ((8, 8), (8, 8), 0, 0), ((37, 23), (13, 8), 2, 0), ((20, 90), (8, 36), 0, 14), ((50, 5), (80, 8), 36, 0),
+])  # fmt: skip
+def test_ordinary_pictures_are_resized_then_cut(tmp_path, mode, shape, resized, left, top):
+    """Bit for bit: what a model was trained on is what it is tested on, next year too."""
+    picture = Image.frombytes(mode, shape, np.random.default_rng(0).bytes(shape[0] * shape[1] * len(mode)))
+    picture.save(tmp_path / "x.png")
+    expected = picture.resize(resized, Image.Resampling.BICUBIC).crop((left, top, left + 8, top + 8))
+    found = images.read_picture(tmp_path / "x.png", 8).permute(1, 2, 0).numpy()
+    assert np.array_equal(found.squeeze(), np.array(expected))
+
+
+@pytest.mark.parametrize("shape", [(3000, 1), (2, 5000)])
+def test_a_strip_is_cut_before_it_is_enlarged(tmp_path, monkeypatch, shape):
+    """Enlarged as a whole, 1 pixel x 60,000 would fill the memory."""
+    levels = np.zeros(shape[::-1], np.uint8)
+    levels[(slice(None), slice(1490, 1510)) if shape[0] > shape[1] else slice(2490, 2510)] = 200  # the middle
+    Image.fromarray(levels).save(tmp_path / "x.png")
+    sizes, resize = [], Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda self, size, *a, **k: sizes.append(size) or resize(self, size, *a, **k))
+    assert (images.read_picture(tmp_path / "x.png", 32) == 200).all()
+    assert sizes and max(map(max, sizes)) == 32
+
+
+def test_a_photograph_stands_as_its_camera_held_it(tmp_path):
+    """EXIF's orientation 6: to be turned by a quarter to the right."""
+    picture = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "x.png", exif=exif)
+    upright = np.rot90(np.array(picture), -1)
+    assert np.array_equal(images.read_picture(tmp_path / "x.png", 8)[0].numpy(), upright)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_what_is_transparent_is_white(tmp_path, mode):
+    """The left half of a dark picture is transparent."""
+    picture = Image.new("RGBA", (8, 8), (10, 10, 10, 255))
+    picture.paste((0, 0, 0, 0), (0, 0, 4, 8))
+    picture.convert("RGB" if mode == "RGB" else mode).save(tmp_path / "x.png", transparency={"RGB": (0, 0, 0)}.get(mode))
+    found = images.read_picture(tmp_path / "x.png", 8)
+    assert len(found) == (1 if mode == "LA" else 3)
+    assert (found[..., :4] == 255).all() and (found[..., 4:] == 10).all()
+
+
+def test_what_is_no_picture_is_said(tmp_path, monkeypatch):
+    (tmp_path / "x.png").write_text("words")
+    with pytest.raises(ValueError, match=r"^must be a readable picture \(PNG, JPEG or another format that Pillow knows\)$"):
+        images.read_picture(tmp_path / "x.png", 8)
+    Image.new("L", (8, 8)).save(tmp_path / "y.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # it refuses twice as many: a bomb that unpacks to gigabytes
+    with pytest.raises(ValueError, match="^must be a readable picture .*64 pixels.*"):
+        images.read_picture(tmp_path / "y.png", 8)
+
+
 def test_mnist_5k():
     found = load_images("mnist-5k")
     assert [part[1].bincount().tolist() for part in (found.train, found.validation, found.test)] == [

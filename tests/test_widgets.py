@@ -1,22 +1,26 @@
 """The widgets, driven from Python. That they work in a browser is checked by tests/browser."""
 
+import copy
 import gc
 import importlib
-import io
 import sys
 import threading
+import time
 import tracemalloc
+import weakref
+from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
+from ipywidgets.widgets import widget as core
 from PIL import Image
 
-from tests import tiny
 from transformer import Config, DecoderTransformer, EncoderTransformer, next_word
-from utils import widgets
+from utils import browser, widgets
 from utils.images import ImageData, load_images
 from utils.inside import class_attention, hide_patches
-from utils.sampling import blank_attention, fill_blanks, write_on, write_tokens
+from utils.sampling import Written, blank_attention, fill_blanks, put_in, write_on, write_tokens
 from utils.text import bpe_tokenizer, wordpiece_tokenizer
 
 SIZES = {"n_layers": 2, "n_heads": 2, "d_model": 16, "d_ff": 32, "max_len": 48, "init_std": 0.3}
@@ -43,6 +47,17 @@ def vit(tmp_path_factory):
     return EncoderTransformer.vit(Config(**SIZES), 8, 2, data.n_classes, channels=int(data.channels)).eval(), data
 
 
+@pytest.fixture
+def at_once(monkeypatch):
+    """Clicks count as soon as the words are there: a test reads faster than anybody."""
+    monkeypatch.setattr(widgets, "PAUSE", 0)
+
+
+def live():
+    """How many widgets ipywidgets keeps."""
+    return len(core._instances if hasattr(core, "_instances") else core.Widget.widgets)
+
+
 def generated(widget, **settings):
     for name, value in settings.items():
         getattr(widget, name).value = value
@@ -61,10 +76,13 @@ def test_written_tokens_are_what_generate_draws(gpt):
     whole = model.generate(ids, 60, generator=torch.Generator().manual_seed(5), **settings)[0].tolist()
     assert "abc" + "".join(token.text for token in tokens) == words.decode(whole).rstrip("\ufffd")
     logits = model(ids)[:, -1]
-    (_, before, after), first = max(tokens[0].candidates, key=lambda row: row[1]), tokens[0]
+    _, before, after = max(tokens[0].candidates, key=lambda row: row[1])
     assert before == pytest.approx(logits.softmax(-1).max().item(), rel=1e-4)
     assert after == pytest.approx(next_word(logits, **settings).max().item(), rel=1e-4)
-    assert first.probability in [row[1] for row in first.candidates]
+    for token in tokens:
+        text, before, after = token.candidates[token.taken]
+        assert before == token.probability and after > 0
+        assert token.text.endswith(text) or "\ufffd" in text
     uncached = list(write_tokens(model, words, "abc", 60, seed=5, use_cache=False, **settings))
     assert [token.text for token in uncached] == [token.text for token in tokens]
 
@@ -76,13 +94,59 @@ def test_any_prompt(gpt, prompt):
 
 def test_blank_attention_is_the_models(bert):
     model, words = bert
-    module = widgets.SimpleNamespace(model=model, device=torch.device("cpu"))
+    module = SimpleNamespace(model=model, device=torch.device("cpu"))
     (row,) = blank_attention(module, words, "a ___ b", layer=1, head=0)
     ids = torch.tensor([words.encode("a [MASK] b").ids])
     at = ids[0].tolist().index(words.token_to_id("[MASK]"))
     torch.testing.assert_close(torch.tensor([w for _, w in row]), model.attention_maps(ids)[1][0, 0, at])
     with pytest.raises(ValueError, match="layer=2"):
         blank_attention(module, words, "a ___ b", layer=2, head=0)
+
+
+@pytest.mark.parametrize("text, filled", [
+    ("a ___ b ____", "a x b y"), ("a [MASK] b ___", "a x b y"), ("a[MASK]b____", "axby"), ("[MASK]___", "xy"),
+])  # fmt: skip
+def test_a_blank_is_written_in_two_ways(bert, text, filled):
+    module = SimpleNamespace(model=bert[0], device="cpu")
+    spelled = filled.replace("x", "[MASK]").replace("y", "[MASK]")
+    assert fill_blanks(module, bert[1], text) == fill_blanks(module, bert[1], spelled)
+    assert len(fill_blanks(module, bert[1], text)) == len(blank_attention(module, bert[1], text, 0, 0)) == 2
+    assert put_in(put_in(text, 1, "y"), 0, "x") == filled
+
+
+def test_a_word_goes_on_with_the_one_before():
+    assert put_in("walk ___ , ___", 0, "##ing") == "walking , ___" and put_in("walk ___", 0, "away") == "walk away"
+
+
+def test_no_blanks_without_a_word_for_them(gpt, bert):
+    words = bpe_tokenizer(tiny.text(), 300)
+    module = SimpleNamespace(model=bert[0], device="cpu")
+    for work in (lambda: fill_blanks(module, words, "a ___"), lambda: blank_attention(module, words, "a ___", 0, 0)):
+        with pytest.raises(ValueError, match=r"tokenizer: must hold the token \[MASK\]"):
+            work()
+    judge = EncoderTransformer.bert(Config(**SIZES), bert[1].get_vocab_size(), n_classes=2)
+    for other in (judge, gpt[0]):
+        with pytest.raises(ValueError, match=f"model.head={type(other.head).__name__!r}: must be an MLMHead"):
+            fill_blanks(SimpleNamespace(model=other, device="cpu"), bert[1], "a ___")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_is_in_the_mode_it_was_in(gpt, bert, vit, training):
+    """Whatever looked at it, and whether that went well."""
+    models = [copy.deepcopy(model).train(training) for model in (gpt[0], bert[0], vit[0])]
+    modes = []
+    for model in models:
+        model.blocks[1].register_forward_hook(lambda block, *_: modes.append(block.training))
+    sampler = widgets.sampler(models[0], gpt[1], "ab")
+    generated(sampler, length=3)
+    models[0].blocks[0].register_forward_hook(lambda *_: sampler.stopped.set())
+    generated(sampler)
+    generated(sampler, prompt="")
+    widgets.fill_mask(models[1], bert[1], "a ___").fill.click()
+    widgets.image_explorer(models[2], vit[1]).next.click()
+    write_on(SimpleNamespace(model=models[0], device="cpu"), gpt[1], "ab", 3)
+    assert all(module.training is training for model in models for module in model.modules())
+    assert len(modes) > 6 and not any(modes)
 
 
 def test_hidden_patches_are_those_of_most_or_least_attention(vit):
@@ -113,8 +177,8 @@ def test_same_seed_same_text(gpt):
     other = generated(widget, seed=4)
     assert generated(widget, seed=3) == first != other
     assert generated(widget, cache=False) == first
-    assert first == write_on(widgets.SimpleNamespace(model=gpt[0], device="cpu", training=False, eval=gpt[0].eval,
-                             train=lambda _: None), gpt[1], "ab", 20, seed=3, temperature=0.8)[2:]  # fmt: skip
+    module = SimpleNamespace(model=gpt[0], device="cpu")
+    assert first == write_on(module, gpt[1], "ab", 20, seed=3, temperature=0.8)[2:]
     assert set(widget.speeds) == {True, False} and "without" in widget.speed.value
 
 
@@ -144,16 +208,101 @@ def test_stop_is_heard_inside_a_forward_pass(gpt):
     assert generated(widget) and not blocks[0]._forward_pre_hooks
 
 
-@pytest.mark.parametrize("end", ["close", "again"])
+def test_after_stop_at_most_one_more_block_runs(gpt):
+    widget, ends = widgets.sampler(*gpt, prompt="ab"), []
+    hooks = [block.register_forward_hook(lambda *_: time.sleep(0.01)) for block in gpt[0].blocks]
+    hooks += [block.register_forward_hook(lambda *_: ends.append(widget.stopped.is_set())) for block in gpt[0].blocks]
+    try:
+        for use_cache in (True, False):
+            widget.length.value, widget.cache.value = 10_000, use_cache
+            widget.generate.click()
+            while len(widget.written) < 3:
+                pass
+            widget.stop.click()
+            widget.thread.join(60)
+            assert not widget.thread.is_alive() and ends.count(True) <= 1 and len(ends) >= 6
+            ends.clear()
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def test_stop_is_not_heard_in_other_threads(gpt):
+    """Somebody may use the model in another cell while it writes."""
+    widget, other = widgets.sampler(*gpt, prompt="ab"), []
+
+    def use(*_):
+        if threading.current_thread() is widget.thread and not other:
+            widget.stopped.set()
+            thread = threading.Thread(target=lambda: other.append(gpt[0](torch.tensor([[1, 2]])).shape))
+            thread.start()
+            thread.join(60)
+
+    hook = gpt[0].blocks[0].register_forward_hook(use)
+    generated(widget)
+    hook.remove()
+    assert [shape[1] for shape in other] == [2]
+
+
+@pytest.mark.parametrize("end", ["close", "again", "among others"])
 def test_no_thread_is_left_behind(gpt, end):
     widget = widgets.sampler(*gpt, prompt="ab")
     widget.length.value = 10_000
+    if end == "among others":  # a cell with two of them; the first is at work, and then the cell is run again
+        widgets.sampler(*gpt)
     widget.generate.click()
     if end == "close":
         widget.close()
     else:
         widgets.sampler(*gpt)
     assert not widget.thread.is_alive() and len(widget.written) < 10_000
+
+
+class Shell:
+    """IPython's, as far as a widget asks it."""
+
+    def __init__(self, cell, run, colab=False):
+        metadata = {"colab": {"cell_id": cell}} if colab else {"cellId": cell}
+        self.get_parent = lambda: {"metadata": metadata, "header": {"msg_id": run}}
+
+
+@pytest.mark.parametrize("colab", [False, True])
+def test_a_model_goes_when_its_cell_is_run_again_and_nobody_holds_it(gpt, monkeypatch, colab):
+    def run(cell, number, model):
+        monkeypatch.setattr(widgets, "get_ipython", lambda: Shell(cell, number, colab))
+        return widgets.sampler(model, gpt[1], prompt="ab")
+
+    mine, theirs = copy.deepcopy(gpt[0]), copy.deepcopy(gpt[0])
+    first, second, other = run("a", 1, mine), run("a", 1, theirs), run("b", 2, theirs)
+    gone = weakref.ref(mine)
+    for number in (3, 4):  # the user runs the cell again, and again
+        run("a", number, gpt[0])
+    assert generated(first, length=2) and generated(second, length=2)  # shown elsewhere they go on, while it is held
+    del mine
+    gc.collect()
+    assert gone() is None
+    generated(first)
+    assert "run the cell of this widget again" in first.message.value and not first.generate.disabled
+    theirs = weakref.ref(theirs)
+    gc.collect()
+    assert theirs() is not None and generated(other, length=2)  # the widget of another cell holds its own
+    other.close()
+    gc.collect()
+    assert theirs() is None
+
+
+def test_a_run_that_can_not_start_locks_nothing(gpt, monkeypatch):
+    widget = widgets.sampler(*gpt, prompt="ab")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda _: 1 / 0)
+        widget.generate.click()
+    assert "ZeroDivisionError" in widget.message.value and not widget.generate.disabled and widget.stop.disabled
+    widget.stop.observe(lambda _: 1 / 0, "disabled")
+    widget.generate.click()
+    widget.stop.unobserve_all("disabled")
+    assert "ZeroDivisionError" in widget.message.value and not widget.generate.disabled
+    assert generated(widget, length=2) and widget.message.value == ""
+    widget.close()
 
 
 def test_an_error_is_shown_and_the_widget_stays_usable(gpt, monkeypatch):
@@ -167,10 +316,17 @@ def test_an_error_is_shown_and_the_widget_stays_usable(gpt, monkeypatch):
     assert generated(widget) and widget.message.value == ""
 
 
-def test_html_in_a_prompt_is_text(gpt):
+def test_html_is_text(gpt, vit, monkeypatch):
+    """In a prompt, a token, a caption and an exception."""
     widget = widgets.sampler(*gpt)
     generated(widget, prompt="<script>alert(1)</script>", length=5, top_k=10**6)
     assert "<script>" not in widget.text.value and "&lt;script&gt;" in widget.text.value
+    assert "<i>" not in widgets.candidates_table(Written("<i>", 0.5, [("<i>", 0.5, 0.5)], 0)) + widgets.tinted("<i>", 0.5)
+    monkeypatch.setattr(widgets, "write_tokens", lambda *_, **__: iter([getattr(None, "<i>")]))
+    generated(widget)
+    assert "&lt;i&gt;" in widget.message.value and "<i>" not in widget.message.value
+    figure = widgets.figure_html(vit[1].images.test[0][0], None, '"<i>&')
+    assert figure.count("&quot;&lt;i&gt;&amp;") == 2  # below it and in its alt text
 
 
 def test_the_position_walks_through_the_candidates(gpt):
@@ -179,7 +335,77 @@ def test_the_position_walks_through_the_candidates(gpt):
     assert widget.position.max == 11
     first = widget.candidates.value
     widget.position.value = 7
-    assert widget.candidates.value == widgets.candidates_table(widget.written[7]) != first
+    assert widget.candidates.value.endswith(widgets.candidates_table(widget.written[7])) and widget.candidates.value != first
+    assert widget.text.value.count("outline") == 1
+    rows = widget.candidates.value.split("<tr>")[2:]
+    assert [i for i, row in enumerate(rows) if "\u2192" in row] == [widget.written[7].taken]
+
+
+def test_a_long_text_is_sent_whole_once(gpt, monkeypatch):
+    monkeypatch.setattr(widgets, "REFRESH", 0)  # a picture for each token
+    widget, sent = widgets.sampler(*gpt, prompt="ab"), []
+    widget.text.observe(lambda change: sent.append(change.new), "value")
+    generated(widget, length=700)
+    tokens = [text.count("title=") for text in sent]
+    assert tokens[:3] == [0, 1, 2] and ">ab</span>" in sent[0] and max(tokens[:-1]) == widgets.GROWING
+    assert tokens[-1] == 700 and ">ab</span>" in sent[-1] and len(sent) == 702
+    widget.position.value = 500
+    assert len(sent) == 702  # of a long text the chosen token's neighbours are sent, with its table
+    shown = widget.candidates.value
+    assert shown.count("title=") == 2 * widgets.AROUND + 1 and shown.count("outline") == 1 and len(shown) < 10_000
+    generated(widget, length=100)
+    before = widget.text.value
+    widget.position.value = 50
+    assert widget.text.value != before
+
+
+def test_the_sign_of_a_line_end_is_tinted(gpt, monkeypatch):
+    end = Written("\n", 0.5, [("\n", 0.5, 0.5)], 0)
+    monkeypatch.setattr(widgets, "write_tokens", lambda *_, **__: iter([end, end]))
+    widget = widgets.sampler(*gpt, prompt="ab")
+    generated(widget)
+    assert widget.text.value.count("\u23ce") == 2 and "\n" in widget.text.value
+    assert widget.candidates.value.count("\u23ce") == 3 and "\n" not in widget.candidates.value
+
+
+def test_the_speed_is_the_models(gpt, monkeypatch):
+    """By a clock that a block moves by 1 second and a picture by 100."""
+    clock, show = [0.0], widgets.Sampler.show
+    monkeypatch.setattr(widgets, "time", SimpleNamespace(perf_counter=lambda: clock[0], monotonic=lambda: 0.0))
+    monkeypatch.setattr(widgets.Sampler, "show", lambda *a: (show(*a), clock.__setitem__(0, clock[0] + 100)))
+    hooks = [block.register_forward_hook(lambda *_: clock.__setitem__(0, clock[0] + 1)) for block in gpt[0].blocks]
+    widget = widgets.sampler(*gpt, prompt="ab")
+    generated(widget, length=9)
+    assert widget.speed.value == ""  # too few to tell
+    generated(widget, length=12)
+    assert widget.speed.value == "0.5 tokens/s with the cache (from 12 tokens)"
+    for hook in hooks:
+        hook.remove()
+
+
+def test_top_p_of_1_sorts_nothing(gpt, monkeypatch):
+    asked = []
+    monkeypatch.setattr(widgets, "write_tokens", lambda *_, **settings: asked.append(settings["top_p"]) or iter(()))
+    widget = widgets.sampler(*gpt)
+    generated(widget)
+    generated(widget, top_p=0.5)
+    assert asked == [None, 0.5]
+
+
+def test_what_draws_waits_for_what_draws(gpt, monkeypatch):
+    widget = widgets.sampler(*gpt, prompt="ab")
+    generated(widget, length=12)
+    thread = threading.Thread(target=widget.show, args=(12,))
+    with widget.drawing:
+        widget.show(12)
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+    thread.join(60)
+    assert not thread.is_alive()
+    monkeypatch.setattr(widgets, "candidates_table", lambda _: 1 / 0)
+    widget.position.value = 3
+    assert "ZeroDivisionError" in widget.message.value
 
 
 def test_memory_stays_flat(gpt):
@@ -199,24 +425,62 @@ def test_memory_stays_flat(gpt):
 
 
 # ------------------------------------------------------------------------------------------------ the other two
-def test_fill_mask(bert):
+def candidates(widget):
+    """The buttons of each blank that is shown."""
+    rows = [row for row in widget.blanks.children if row.layout.display != "none"]
+    return [[line.children[0] for line in row.children[1:]] for row in rows]
+
+
+def test_fill_mask(bert, at_once):
     widget = widgets.fill_mask(*bert, sentence="a ___ b ___")
     found = fill_blanks(widget.module, bert[1], "a ___ b ___", k=6)
-    buttons = [row.children[0] for row in widget.blanks.children[1].children[1:]]
-    assert [b.description for b in buttons] == [word for word, _ in found[1]]
+    assert [[b.description for b in row] for row in candidates(widget)] == [[word for word, _ in row] for row in found]
     assert "blank 2 looks at" in widget.attention.value
     before = widget.attention.value
     widget.head.value = 1
     assert widget.attention.value != before
-    word = buttons[2].description
-    buttons[2].click()
+    button = candidates(widget)[1][2]
+    word = button.description
+    button.click()
     assert widget.sentence.value == f"a ___ b{'' if word.startswith('##') else ' '}{word.removeprefix('##')}"
-    widget.blanks.children[0].children[1].children[0].click()
-    assert "___" not in widget.sentence.value and "No blank is left" in widget.message.value
+    candidates(widget)[0][0].click()
+    assert "___" not in widget.sentence.value and "No blank is left" in widget.message.value and not candidates(widget)
     widget.sentence.value = "___ " * 100
-    assert "at most max_len=48" in widget.message.value
-    widget.sentence.value = "<b>___"
-    assert widget.message.value == "" and "<b>" not in widget.attention.value
+    assert "at most max_len=48" in widget.message.value and not candidates(widget) and widget.attention.value == ""
+    widget.sentence.value = "___ " * 12
+    assert len(candidates(widget)) == 10 and "first 10 of 12 blanks" in widget.message.value
+    widget.sentence.value = "<b>[MASK]"
+    assert widget.message.value == "" and "<b>" not in widget.attention.value and len(candidates(widget)) == 1
+
+
+def test_a_click_is_for_the_words_that_were_there(bert, monkeypatch):
+    monkeypatch.setattr(widgets, "PAUSE", 3600)  # the second click of a double click comes within it
+    widget = widgets.fill_mask(*bert, sentence="a ___ [MASK] c ___")
+    (first, *_), _, (last, *_) = candidates(widget)
+    widget.offered -= 3600  # time to read
+    first.click()
+    filled = widget.sentence.value
+    first.click()
+    assert widget.sentence.value == filled and filled.count("___") + filled.count("[MASK]") == 2
+    widget.offered -= 3600
+    last.click()  # of a row that is there no more
+    assert widget.sentence.value == filled and widget.message.value == ""
+    monkeypatch.setattr(widgets, "put_in", lambda *_: 1 / 0)
+    first.click()
+    assert "ZeroDivisionError" in widget.message.value
+
+
+def test_no_widget_is_left_behind(gpt, bert, vit, at_once):
+    before = live()
+    explorer, sampler, widget = widgets.image_explorer(*vit), widgets.sampler(*gpt), widgets.fill_mask(*bert, "a ___ b ___")
+    made = live()
+    for i in range(200):
+        widget.sentence.value = f"{'ab'[i % 2]} ___ {'[MASK]' * (i % 3 == 0)}"
+    candidates(widget)[0][0].click()
+    assert live() == made > before + 50
+    for closed in (explorer, sampler, widget, widget):
+        closed.close()
+    assert live() == before and widgets.ROW.comm is not None
 
 
 def test_image_explorer(vit):
@@ -227,30 +491,98 @@ def test_image_explorer(vit):
     widget.previous.click()
     assert widget.number.value == len(labels) - 1
     torch.testing.assert_close(widget.chances, expected.detach())
-    assert f"it is <b>{data.classes[labels[-1]]}" in widget.view.value
+    assert f"it is {data.classes[labels[-1]]}<" in widget.view.value and widget.head.disabled
     widget.hide.value = widget.hide.max
     torch.testing.assert_close(widget.chances, model(torch.zeros(1, data.channels, 8, 8)).softmax(-1)[0].detach())
     widget.hide.value, widget.layer.value, widget.head.value = 0, 1, 1
     torch.testing.assert_close(widget.chances, expected.detach())
+    assert not widget.head.disabled and not any(s.continuous_update for s in (widget.number, widget.hide))
 
 
-@pytest.mark.parametrize("version", [7, 8])
-def test_upload(vit, version):
+def upload(widget, content):
+    """What the browser sends, in the words of the ipywidgets that is here: 7 or 8."""
+    about = {"name": "mine.png", "type": "image/png", "size": len(content), "last_modified": 0}
+    if hasattr(widget.upload, "_counter"):
+        number = widget.upload._counter + 1
+        widget.upload.set_state({"metadata": [about], "data": [memoryview(content)], "_counter": number})
+    else:
+        widget.upload.set_state({"value": [about | {"content": memoryview(content)}]})
+
+
+def test_upload(vit, tmp_path):
     model, data = vit
     widget = widgets.image_explorer(model, data)
-    file = io.BytesIO()
-    Image.new("RGB", (20, 12), (200, 200, 200)).save(file, "png")
-
-    def upload(content):
-        one = {"name": "mine.png", "content": content}
-        widget.upload = widgets.SimpleNamespace(value={"mine.png": one} if version == 7 else (one,))
-        widget.guarded(widget.take)
-
-    upload(memoryview(file.getvalue()))
+    Image.new("RGB", (20, 12), (200, 200, 200)).save(tmp_path / "mine.png")
+    content = (tmp_path / "mine.png").read_bytes()
     grey = torch.full((1, data.channels, 8, 8), 200, dtype=torch.uint8)
-    torch.testing.assert_close(widget.chances, model(data.normalize(grey)).softmax(-1)[0].detach())
-    assert "your own" in widget.view.value
-    upload(b"no picture")
+    expected = model(data.normalize(grey)).softmax(-1)[0].detach()
+
+    for _ in range(2):  # the same file again
+        upload(widget, content)
+        torch.testing.assert_close(widget.chances, expected)
+        assert "your own" in widget.view.value
+        widget.next.click()
+        assert "it is " in widget.view.value
+    upload(widget, b"no picture")
     assert "upload: must be a readable picture" in widget.message.value
     widget.next.click()
-    assert "it is <b>" in widget.view.value and widget.message.value == ""
+    assert "it is " in widget.view.value and widget.message.value == ""
+    widget.open_picture(str(tmp_path / "mine.png"))
+    torch.testing.assert_close(widget.chances, expected)
+    widget.open_picture(tmp_path / "<other>.png")
+    assert "must be a readable picture" in widget.message.value and "<other>" not in widget.message.value
+
+
+def test_a_model_with_classes_of_its_own(vit):
+    official = EncoderTransformer.vit(Config(**SIZES), 8, 2, 1000, channels=int(vit[1].channels))
+    official.head.classifier.bias.data[281] = 50
+    widget = widgets.image_explorer(official, vit[1])
+    assert widget.message.value == "" and ">class 281<" in widget.view.value and "it is" not in widget.view.value
+
+
+def test_the_device_is_where_the_model_is_now(bert):
+    model = copy.deepcopy(bert[0])
+    widget = widgets.fill_mask(model, bert[1])
+    assert widget.module.device.type == "cpu"
+    model.to("meta")
+    assert widget.module.device.type == "meta"
+
+
+def test_errors_are_shown_in_the_other_two(bert, vit, monkeypatch):
+    for widget, again in ((widgets.fill_mask(*bert), "fill"), (widgets.image_explorer(*vit), "next")):
+        with monkeypatch.context() as patch:
+            patch.setattr(widget.module.model, "forward", lambda *_, **__: getattr(None, "<i>"))
+            getattr(widget, again).click()
+        assert "AttributeError" in widget.message.value and "<i>" not in widget.message.value
+        getattr(widget, again).click()
+        assert widget.message.value == ""
+
+
+@pytest.mark.parametrize("make", ["sampler", "fill_mask", "image_explorer"])
+def test_a_wrong_call_names_the_argument_and_breaks_no_later_one(gpt, bert, vit, make):
+    """A tuple, as load_pretrained gives, a model of another kind, and no tokeniser or data."""
+    right = {"sampler": gpt, "fill_mask": bert, "image_explorer": vit}[make]
+    judge = EncoderTransformer.bert(Config(**SIZES), bert[1].get_vocab_size(), n_classes=2)
+    wrong = {"sampler": bert[0], "fill_mask": judge, "image_explorer": gpt[0]}[make]
+    before, make = live(), getattr(widgets, make)
+    for model, second, message in (
+        (right, right[1], r"model=.*tuple.*: must be a model of transformer.py; load_pretrained gives \(model, tokenizer\)"),
+        (wrong, right[1], "model=.*Transformer.*: must be a "),
+        (right[0], None, "(tokenizer|images)=.*NoneType.*: must be an? "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(model, second)
+    with pytest.raises(ValueError, match=r"tokenizer: must hold the token \[MASK\]"):
+        widgets.fill_mask(bert[0], gpt[1])
+    gc.collect()
+    assert live() == before and all(widget.comm is not None for widget in widgets.Playground._open)
+    make(*right).close()
+
+
+def test_a_stack_that_is_not_there_is_missing(tmp_path):
+    """So that the tests of tests/browser are skipped."""
+    with (
+        pytest.raises(browser.Missing, match="no jupyterlab for python-of-colab"),
+        browser.jupyter("colab", tmp_path, "x.ipynb", "python-of-colab"),
+    ):
+        pass

@@ -71,7 +71,8 @@ def jupyter(stack: str, folder: Path, notebook: str, python: str = sys.executabl
     It reads no settings but its own, which are kept in folder/.jupyter.
     """
     module = "voila" if stack == "voila" else "jupyterlab"
-    if subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode:
+    found = shutil.which(python)
+    if found is None or subprocess.run([found, "-c", f"import {module}"], capture_output=True).returncode:
         raise Missing(f"{stack}: no {module} for {Path(python).name} (see requirements-browser.txt)")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

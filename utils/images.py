@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -146,14 +146,27 @@ def read_folder(folder: Path, name: str, size: int, source: str, seed: int = 0) 
 
 
 def read_picture(file: Path | BinaryIO, size: int) -> Tensor:
-    """A picture file -> uint8 (channels, size, size), a square cut from the middle; 1 channel where it is grey."""
+    """A picture file -> uint8 (channels, size, size), a square cut from the middle; 1 channel where it is grey.
+
+    It is turned as its camera says (EXIF); what is transparent shows white.
+    """
     try:
         with Image.open(file) as picture:
+            picture = ImageOps.exif_transpose(picture)
             if picture.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
                 picture = picture.point(lambda level: level / 257)
-            picture = picture.convert("L" if picture.mode in ("1", "L", "LA", "I", "I;16") else "RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            mode = "L" if picture.mode in ("1", "L", "LA", "I", "I;16") else "RGB"
+            if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
+                white = Image.new("RGBA", picture.size, "white")
+                picture = Image.alpha_composite(white, picture.convert("RGBA"))
+            picture = picture.convert(mode)
+    except UnidentifiedImageError as error:
+        raise ValueError("must be a readable picture (PNG, JPEG or another format that Pillow knows)") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"must be a readable picture ({error})") from error
+    shortest = min(picture.size)
+    if max(picture.size) > 10 * shortest:  # a strip: enlarged as a whole it might fill the memory
+        picture = ImageOps.fit(picture, (shortest, shortest))
     scale = size / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)
     left, top = (width - size) // 2, (height - size) // 2

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import lightning as L
 import torch
+from tokenizers import Encoding
 from tokenizers import Tokenizer as Words
 from torch.nn import functional as F
 
-from transformer import DecoderTransformer, Transformer, next_word
+from transformer import DecoderTransformer, MLMHead, Transformer, next_word, require
 from utils.batches import pad
+
+BLANK = re.compile(r"_{3,}|\[MASK\]")  # what stands for a word to be guessed
+
+
+@contextmanager
+def evaluating(model: Transformer) -> Iterator[None]:
+    """Without dropout; afterwards the model is in the mode that it came in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def write_on(module: L.LightningModule, words: Words, prompt: str, length: int, seed: int = 0, **sampling) -> str:
@@ -21,10 +36,8 @@ def write_on(module: L.LightningModule, words: Words, prompt: str, length: int, 
     if ids.numel() == 0:
         raise ValueError(f"prompt={prompt!r}: must hold at least one word")
     generator = torch.Generator(module.device).manual_seed(seed)
-    was_training = module.training
-    module.eval()
-    written = module.model.generate(ids, length, generator=generator, **{"top_k": 50} | sampling)
-    module.train(was_training)
+    with evaluating(module.model):
+        written = module.model.generate(ids, length, generator=generator, **{"top_k": 50} | sampling)
     return words.decode(written[0].tolist(), skip_special_tokens=False)
 
 
@@ -33,11 +46,13 @@ class Written:
     """One token that GPT wrote: its text, the probability it had, and what else could have stood there.
 
     candidates: (text, probability in the model's eyes, probability it was drawn with), likeliest first.
+    taken: which of them it is.
     """
 
     text: str
     probability: float
     candidates: list[tuple[str, float, float]]
+    taken: int
 
 
 def write_tokens(
@@ -51,41 +66,60 @@ def write_tokens(
         raise ValueError(f"prompt={prompt!r}: must hold at least one word")
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     generator, written = torch.Generator(device).manual_seed(seed), ids[0].tolist()[-8:]
-    model.eval()
-    for chosen, logits in model.stream(ids, length, generator=generator, use_cache=use_cache, **settings):
-        before, after = logits.softmax(-1)[0], next_word(logits, **settings)[0]
-        token, likely = chosen.item(), before.topk(min(k, len(before))).indices.tolist()
-        places = likely if token in likely else [*likely, token]
-        texts = [words.decode([i], skip_special_tokens=False) for i in places]
-        table = list(zip(texts, before[places].tolist(), after[places].tolist(), strict=True))
-        # A byte of a longer character has no text until its last one comes, so the text is what decoding gains.
-        old, written = words.decode(written, skip_special_tokens=False).rstrip("\ufffd"), [*written, token]
-        new = words.decode(written, skip_special_tokens=False).rstrip("\ufffd")
-        yield Written(new[len(old) :], before[token].item(), table)
-        written = written[-12:]
+    with evaluating(model):
+        for chosen, logits in model.stream(ids, length, generator=generator, use_cache=use_cache, **settings):
+            before, after = logits.softmax(-1)[0], next_word(logits, **settings)[0]
+            token, likely = chosen.item(), before.topk(min(k, len(before))).indices.tolist()
+            places = likely if token in likely else [*likely, token]
+            texts = [words.decode([i], skip_special_tokens=False) for i in places]
+            table = list(zip(texts, before[places].tolist(), after[places].tolist(), strict=True))
+            # A byte of a longer character has no text until its last one comes, so the text is what decoding gains.
+            old, written = words.decode(written, skip_special_tokens=False).rstrip("\ufffd"), [*written, token]
+            new = words.decode(written, skip_special_tokens=False).rstrip("\ufffd")
+            yield Written(new[len(old) :], before[token].item(), table, places.index(token))
+            written = written[-12:]
+
+
+def read_blanks(words: Words, text: str) -> tuple[Encoding, list[int]]:
+    """The text's tokens, and at which places among them the blanks are."""
+    mask = words.token_to_id("[MASK]")
+    if mask is None:
+        raise ValueError("tokenizer: must hold the token [MASK]")
+    line = words.encode(BLANK.sub("[MASK]", text))
+    return line, [i for i, token in enumerate(line.ids) if token == mask]
+
+
+def put_in(text: str, blank: int, word: str) -> str:
+    """The text with a word in one of its blanks, which are counted from 0. "##ing" goes on with the word before it."""
+    place = list(BLANK.finditer(text))[blank]
+    before = text[: place.start()]
+    return (before.rstrip() if word.startswith("##") else before) + word.removeprefix("##") + text[place.end() :]
 
 
 @torch.inference_mode()
 def blank_attention(
     module: L.LightningModule, words: Words, text: str, layer: int, head: int
 ) -> list[list[tuple[str, float]]]:
-    """For each `___` in the text, every token and the weight with which the blank looks at it."""
-    line = words.encode(re.sub("_{3,}", "[MASK]", text))
-    maps = module.model.attention_maps(torch.tensor([line.ids], device=module.device))
+    """For each `___` or [MASK] in the text, every token and the weight with which the blank looks at it."""
+    line, blanks = read_blanks(words, text)
+    with evaluating(module.model):
+        maps = module.model.attention_maps(torch.tensor([line.ids], device=module.device))
     if not 0 <= layer < len(maps) or not 0 <= head < maps[0].shape[1]:
         raise ValueError(f"layer={layer}, head={head}: must be below {len(maps)} and {maps[0].shape[1]}")
-    rows = [i for i, token in enumerate(line.ids) if token == words.token_to_id("[MASK]")]
-    return [list(zip(line.tokens, maps[layer][0, head, row].tolist(), strict=True)) for row in rows]
+    return [list(zip(line.tokens, maps[layer][0, head, row].tolist(), strict=True)) for row in blanks]
 
 
+@torch.inference_mode()
 def fill_blanks(module: L.LightningModule, words: Words, text: str, k: int = 5) -> list[list[tuple[str, float]]]:
-    """For each `___` in the text, the k likeliest words and their probabilities, likeliest first."""
-    ids = torch.tensor([words.encode(re.sub("_{3,}", "[MASK]", text)).ids], device=module.device)
-    blanks = ids[0] == words.token_to_id("[MASK]")
-    if not blanks.any():
+    """For each `___` or [MASK] in the text, the k likeliest words and their probabilities, likeliest first."""
+    line, blanks = read_blanks(words, text)
+    if not blanks:
         raise ValueError(f"text={text!r}: must hold at least one blank, written ___")
-    with torch.inference_mode():
-        likely = module.model(ids)[0][blanks].softmax(-1).topk(k)
+    head = module.model.head
+    require(isinstance(head, MLMHead), "model.head", type(head).__name__, "an MLMHead, which guesses words")
+    with evaluating(module.model):
+        logits = module.model(torch.tensor([line.ids], device=module.device))[0, blanks]
+    likely = logits.softmax(-1).topk(k)
     return [
         [(words.id_to_token(i), p) for i, p in zip(row.tolist(), chances.tolist(), strict=True)]
         for row, chances in zip(likely.indices, likely.values, strict=True)

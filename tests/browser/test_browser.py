@@ -18,6 +18,7 @@ import pytest
 from utils import browser
 from utils.browser import ROOT, SECONDS, button, control, number, slide, until
 
+HIT = "<img src=x onerror=window.hit=1>"  # a word, a class and the name of a file: to be shown as text, never to be run
 CELLS = [
     f"""
 import sys
@@ -32,14 +33,18 @@ torch.manual_seed(0)
 torch.set_num_threads(1)
 sizes = dict(n_layers=4, n_heads=4, d_model=128, d_ff=512, max_len=256, init_std=0.2)
 bpe, wordpiece = bpe_tokenizer(tiny.text(), 300), wordpiece_tokenizer(tiny.text(), 200)
+for words in (bpe, wordpiece):
+    words.add_tokens([{HIT!r}])
 data = ImageData(load_images(tiny.pictures(Path(tempfile.mkdtemp()), mode="RGB", size=16), size=16))
+data.classes[:] = [{HIT!r}] * 3
 gpt = DecoderTransformer(Config(causal=True, **sizes), bpe.get_vocab_size())
 bert = EncoderTransformer.bert(Config(**sizes), wordpiece.get_vocab_size())
+bert.head[-1].bias.data[-1] = 30  # always the likeliest word
 vit = EncoderTransformer.vit(Config(**sizes), 16, 4, data.n_classes)
 """,
     "sampler(gpt, bpe)",
     "fill_mask(bert, wordpiece, 'a ___ b ___')",
-    "image_explorer(vit, data)",
+    f"explorer = image_explorer(vit, data)\nexplorer.open_picture({HIT!r})\nexplorer",
 ]
 
 
@@ -68,8 +73,8 @@ def page(request, needs, chromium, tmp_path_factory):
     stack, folder = request.param, tmp_path_factory.mktemp(request.param)
     python = os.environ.get("COLAB_PYTHON", "python-of-colab") if stack == "colab" else sys.executable
     browser.write_notebook(folder / "widgets.ipynb", CELLS)
-    address = needs(browser.jupyter(stack, folder, "widgets.ipynb", python))
-    page = browser.visit(chromium, stack, address, width=620 if stack == "voila" else 1200)
+    address = needs(browser.jupyter(stack, folder, "widgets.ipynb", python, dark=stack == "lab"))
+    page = browser.visit(chromium, stack, address, width=600 if stack == "voila" else 1200)
     page.stack = stack
     try:
         button(page, "Generate").wait_for(timeout=2 * SECONDS)
@@ -77,6 +82,7 @@ def page(request, needs, chromium, tmp_path_factory):
         keep(page, "failed")
         raise
     button(page, "Previous").wait_for()
+    page.get_by_text(f"path='{HIT}': must be a readable picture").wait_for()
     yield page
     keep(page, "end")
     page.close()
@@ -106,8 +112,9 @@ def test_text_grows_and_stops(page):
     number(page, "Length", 10_000)
     button(page, "Generate").click()
     until(lambda: len(text(page)) > 60, "a text")
-    first = len(text(page))
-    until(lambda: len(text(page)) > first, "a longer text")
+    first = text(page)
+    until(lambda: text(page) != first, "a longer text")
+    until(lambda: text(page).startswith("\u2026") and newest_in_sight(page), "the newest of more than 300 tokens")
     keep(page, "growing")
     button(page, "Stop").click()
     until(lambda: button(page, "Generate").is_enabled(), "the end after Stop")
@@ -129,24 +136,63 @@ def test_same_seed_same_text_and_another_temperature_another(page):
     assert generate(page) == first
 
 
+def newest_in_sight(page):
+    """Whether the end of the text stands in its box."""
+    return page.evaluate("""() => {
+        const text = [...document.querySelectorAll('span')].find(s => s.style.opacity === '0.65').parentElement;
+        const [box, last] = [text.parentElement, text.lastElementChild].map(e => e.getBoundingClientRect());
+        return last.top >= box.top && last.bottom <= box.bottom + 1;
+    }""")
+
+
+def test_the_newest_of_600_tokens_is_in_sight(page):
+    control(page, "Prompt", "textarea").fill("ab\n" * 40)  # more than the box holds
+    number(page, "Length", 600)
+    assert generate(page).startswith("ab") and newest_in_sight(page)
+
+
 def test_the_position_shows_the_candidates(page):
+    control(page, "Prompt", "textarea").fill("ab")
+    number(page, "Length", 30)
+    generate(page)
     table = page.locator("table:has-text('after temperature')")
     before = table.inner_html()
     slide(page, "Position", 5)
     until(lambda: table.inner_html() != before, "other candidates")
     keep(page, "sampler")
+    before = table.inner_html()
+    control(page, "Position", ":is(.noUi-handle, .ui-slider-handle)").focus()
+    page.keyboard.press("ArrowRight")
+    until(lambda: control(page, "Position", ".widget-readout").inner_text() == "6", "the next position")
+    until(lambda: table.inner_html() != before, "its candidates")
 
 
 def test_fill_a_blank(page):
-    box = control(page, "Sentence", "input")
-    assert box.input_value() == "a ___ b ___"
-    page.locator(".candidate").first.click()
+    box, words = control(page, "Sentence", "input"), page.locator(".candidate:visible")
+    assert box.input_value() == "a ___ b ___" and words.count() == 12
+    words.nth(1).dblclick()
     until(lambda: box.input_value().count("___") == 1, "a filled blank")
-    until(lambda: page.get_by_text("Blank 2: click").count() == 0, "one blank fewer")
+    until(lambda: words.count() == 6, "one blank fewer")
+    page.wait_for_timeout(1000)
+    assert box.input_value().count("___") == 1  # the second click was for a word that stands there no more
     keep(page, "fill_mask")
-    box.fill("x ___ <b>")
+    box.fill("___ " * 300)
     box.press("Enter")
-    page.get_by_text("blank 1 looks at").wait_for()
+    page.get_by_text("at most max_len=256").wait_for()
+
+
+def test_fill_blanks_by_keyboard(page):
+    box, words = control(page, "Sentence", "input"), page.locator(".candidate:visible")
+    box.fill("x ___ <b> ___")
+    box.press("Enter")
+    page.get_by_text("blank 2 looks at").wait_for()
+    words.nth(2).focus()
+    for left in (1, 0):
+        page.wait_for_timeout(1000)  # to read the words
+        assert page.evaluate("document.activeElement.classList.contains('candidate')")
+        page.keyboard.press("Enter")
+        until(lambda left=left: box.input_value().count("___") == left, "a filled blank")
+    page.get_by_text("No blank is left").wait_for()
 
 
 def test_step_and_upload(page, tmp_path):
@@ -158,13 +204,19 @@ def test_step_and_upload(page, tmp_path):
     until(lambda: figure.get_attribute("src") != before, "the next picture")
     keep(page, "image_explorer")
     Image.new("RGB", (40, 30), (200, 40, 40)).save(tmp_path / "mine.png")
-    with page.expect_file_chooser() as chooser:
-        button(page, "Upload").click()
-    chooser.value.set_files(tmp_path / "mine.png")
-    page.get_by_text("your own").wait_for()
+    (tmp_path / "words.png").write_text("words")
+    for name, expected in {"mine.png": "your own", "words.png": "upload: must be a readable picture"}.items():
+        for _ in range(2):  # the same file again
+            with page.expect_file_chooser() as chooser:
+                button(page, "Upload").click()
+            chooser.value.set_files(tmp_path / name)
+            page.get_by_text(expected).wait_for()
+            button(page, "Next").focus()
+            page.keyboard.press("Enter")
+            page.get_by_text(expected).wait_for(state="hidden")
 
 
-def test_by_keyboard(page):
+def test_write_by_keyboard(page):
     control(page, "Prompt", "textarea").click()
     page.keyboard.press("Control+A")
     page.keyboard.type("ba")
@@ -183,6 +235,65 @@ def tab_to(page, name):
         if page.evaluate("document.activeElement.innerText").strip() == name:
             return
     pytest.fail(f"the Tab key never comes to {name}")
+
+
+def test_html_is_never_run(page):
+    """In a prompt, a sentence, words of the model, classes and messages."""
+    control(page, "Prompt", "textarea").fill(HIT)
+    number(page, "Length", 30)
+    assert generate(page).startswith(HIT)
+    control(page, "Sentence", "input").fill(f"a ___ {HIT}")
+    control(page, "Sentence", "input").press("Enter")
+    page.locator(".candidate:visible", has_text=HIT).wait_for()
+    page.get_by_text("blank 1 looks at").wait_for()
+    page.locator("figcaption", has_text=f"it is {HIT}").wait_for()
+    assert page.locator("img[src=x]").count() == 0 and page.evaluate("window.hit") is None
+
+
+def test_all_of_it_can_be_read(page):
+    """In JupyterLab's dark theme, too, and 600 pixels wide: contrast, labels, and nothing out of the window."""
+    control(page, "Prompt", "textarea").fill("ab")
+    number(page, "Length", 30)
+    generate(page)
+    seen = page.evaluate(CONTRASTS)
+    control(page, "Prompt", "textarea").fill("")
+    button(page, "Generate").click()
+    page.get_by_text("must hold at least one word").wait_for()
+    seen += page.evaluate(CONTRASTS)
+    for part in ("ab", "candidate", "must hold at least one word", "it is", "looks at", "click a word"):
+        assert any(part in words for _, words in seen), part
+    assert min(seen)[0] >= 4.5, min(seen)
+    assert page.evaluate(WITHOUT_A_LABEL) == []
+    assert page.evaluate(OUT_OF_THE_WINDOW) == []
+
+
+# Of each element with words of its own in a widget's HTML: the contrast to what lies behind it (WCAG 2, 1.4.3).
+CONTRASTS = """() => {
+    const colour = text => { const n = text.match(/[0-9.]+/g).map(Number); return n.length > 3 ? n : [...n, 1]; };
+    const over = (top, under) => under.map((value, i) => top[i] * top[3] + value * (1 - top[3]));
+    const light = rgb => rgb.map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+    const words = e => [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.data.trim()).join('');
+    const contrast = element => {
+        const all = [];
+        for (let e = element; e; e = e.parentElement) all.unshift(getComputedStyle(e));
+        const behind = all.reduce((under, s) => over(colour(s.backgroundColor), under), [255, 255, 255]);
+        const ink = colour(getComputedStyle(element).color);
+        ink[3] *= all.reduce((product, s) => product * s.opacity, 1);
+        const [low, high] = [light(over(ink, behind)), light(behind)].sort((a, b) => a - b);
+        return (high + 0.05) / (low + 0.05);
+    };
+    return [...document.querySelectorAll('.widget-html-content, .widget-html-content *')]
+        .filter(e => words(e) && e.offsetParent).map(e => [contrast(e), words(e)]);
+}"""
+WITHOUT_A_LABEL = """() => [
+    ...[...document.querySelectorAll('.jupyter-widgets :is(input, textarea, select)')].filter(e => e.offsetParent)
+        .filter(e => ![...e.labels].some(label => label.innerText.trim())),
+    ...[...document.querySelectorAll('.jupyter-button')].filter(e => e.offsetParent && !e.innerText.trim()),
+].map(e => e.outerHTML)"""
+OUT_OF_THE_WINDOW = """() => [...document.querySelectorAll('.jupyter-widgets, .jupyter-widgets *')]
+    .filter(e => e.offsetParent && e.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
+    .map(e => e.outerHTML)"""
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt", "vit"])
