@@ -454,20 +454,6 @@ class LitTransformer(L.LightningModule):
     def test_step(self, batch: tuple[Tensor, ...], _: int) -> Tensor:
         return self.step(batch, "test")
 
-    def on_train_batch_start(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        # Dropout of a batch depends on the seed and its place alone, so a resumed run repeats an uninterrupted one.
-        k = self.trainer.accumulate_grad_batches
-        step = (self.global_step * k + batch_idx % k) * self.trainer.world_size + self.global_rank
-        # torch.manual_seed asks every kind of device there could be: 1 % of a step of a small GPT.
-        source = torch.default_generator if self.device.type == "cpu" else torch.get_device_module(self.device)
-        source.manual_seed(self.recipe.seed * 1_000_003 + step)
-
-    def on_train_batch_end(self, *_) -> None:
-        # Lightning validates, and so saves, where it is told to stop: the end of a run, wherever it falls.
-        self.trainer.should_stop |= self.trainer.global_step >= self.trainer.estimated_stepping_batches
-        if self.trainer.should_stop:
-            self.trainer.check_val_every_n_epoch = None
-
     def configure_optimizers(self) -> dict:
         """AdamW or Muon, and the learning rate's course, as the recipe says: utils/optim.py."""
         from utils.optim import optimizer_and_schedule
@@ -503,13 +489,15 @@ def train(module: LitTransformer, data: L.LightningDataModule, out: str | Path, 
     Leaves `out`/metrics.csv and `out`/checkpoints/{best,last}.ckpt, best by the validation loss. `resume` goes on
     from last.ckpt, to the weights, bit for bit on a CPU, that an uninterrupted run reaches.
     """
+    from utils.optim import Repeatable
+
     require(options.get("limit_val_batches") != 0, "limit_val_batches", 0, "above 0: the validation picks best.ckpt")
     last = Path(out, "checkpoints", "last.ckpt")
     require(last.is_file() or not resume, "resume", resume, f"False where there is no checkpoint {last}")
     keep = {"dirpath": last.parent, "enable_version_counter": False}
     savers = [ModelCheckpoint(filename="best", monitor="val_loss", **keep), ModelCheckpoint(filename="last", **keep)]
     options = {"gradient_clip_val": 1.0, "num_sanity_val_steps": 0, "log_every_n_steps": 10} | options
-    options["callbacks"] = [*savers, *options.get("callbacks", [])]  # `best` first: it is the Trainer's own
+    options["callbacks"] = [*savers, *options.get("callbacks", []), Repeatable()]  # `best` first: the Trainer's own
     # The data modules themselves deal out their batches to several devices.
     trainer = L.Trainer(**options, logger=CSVLogger(out, name="", version=""), use_distributed_sampler=False)
     trainer.fit(module.train(), data, ckpt_path=last if resume else None)  # Lightning keeps the mode that it finds

@@ -154,8 +154,8 @@ def _copy(url: str, file: BinaryIO, path: Path) -> str | None:
                 if not start or answer.status_code != 416:  # 416: there is no such rest
                     answer.raise_for_status()
             file.truncate(0)
-            messages = {"output": f"To: {path}\n"}
-            gdown.download(url, file, quiet=not (sys.stderr.isatty() or "ipykernel" in sys.modules), log_messages=messages)
+            watched = sys.stderr.isatty() or "ipykernel" in sys.modules  # a notebook shows progress, too
+            gdown.download(url, file, quiet=not watched, log_messages={"output": f"To: {_shown(path)}\n"})
         except Exception as error:
             faults.append(_reason(error))
 

@@ -1,4 +1,4 @@
-"""What a Recipe asks for: AdamW or Muon over three groups of parameters, and the learning rate's course.
+"""What a Recipe asks for: AdamW or Muon over groups of parameters, the learning rate's course, and the seed of dropout.
 
 Muon: Jordan 2024, "Muon: an optimizer for hidden layers in neural networks".
 """
@@ -55,6 +55,25 @@ def lr_factor(recipe: Recipe, trainer: L.Trainer, step: int) -> float:
         done = max(done, timer.time_elapsed() / (timer.time_elapsed() + timer.time_remaining()))
     low, warm = recipe.final_lr, min(1, (step + 1) / (recipe.warmup + 1))
     return warm * (low + (1 - low) * (1 + math.cos(math.pi * min(done, 1))) / 2)
+
+
+class Repeatable(L.Callback):
+    """A resumed run repeats an uninterrupted one: the dropout of a batch depends on the seed and its place alone.
+
+    And a run is validated, and so saved, where it ends, wherever that falls.
+    """
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: LitTransformer, batch: object, batch_idx: int) -> None:
+        k = trainer.accumulate_grad_batches
+        place = (trainer.global_step * k + batch_idx % k) * trainer.world_size + trainer.global_rank
+        # torch.manual_seed asks every kind of device there could be: 1 % of a step of a small GPT.
+        source = torch.default_generator if module.device.type == "cpu" else torch.get_device_module(module.device)
+        source.manual_seed(module.recipe.seed * 1_000_003 + place)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_) -> None:
+        trainer.should_stop |= trainer.global_step >= trainer.estimated_stepping_batches
+        if trainer.should_stop:  # also between two validations that are several passes apart
+            trainer.check_val_every_n_epoch = None
 
 
 class Muon(torch.optim.AdamW):

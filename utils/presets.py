@@ -107,7 +107,7 @@ PRESETS: dict[str, dict[str, dict]] = {
             "model": {"patch_size": 8},
             "recipe": MUON | {"lr": 5e-4, "weight_decay": 0.05},
             "batches": {"batch_size": 32, "augment": PHOTOGRAPHS},
-            "trainer": {"max_epochs": 200, "check_val_every_n_epoch": 10},
+            "trainer": {"max_epochs": 200, "val_check_interval": 70},
         },
         "s17": {
             "data": "pizza-steak-sushi",
