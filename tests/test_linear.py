@@ -13,6 +13,13 @@ from utils import linear
 from utils.linear import OneDNN, OneDNNLinear, by_columns, by_onednn
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_too_small(monkeypatch):
+    monkeypatch.setattr(linear, "SMALL", 1)
+
+
 KINDS = {"gpt": (tiny_gpt, words(3, 9)), "bert": (tiny_bert, words(3, 9)), "vit": (tiny_vit, pictures(3).float())}
 
 
@@ -48,9 +55,12 @@ def test_scored_places(scored):
     torch.testing.assert_close(by_onednn(deepcopy(plain))(words(3, 9), scored=scored), plain(words(3, 9), scored=scored))
 
 
-def test_other_precisions_take_the_ordinary_way(monkeypatch):
+def test_other_precisions_and_small_products_take_the_ordinary_way(monkeypatch):
     monkeypatch.setattr(torch.ops.aten, "mkldnn_linear", lambda *_: 1 / 0)
     layer = OneDNNLinear(4, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(linear, "SMALL", 2 * 4 * 3 + 1)
+        assert layer(torch.ones(2, 4)).shape == (2, 3)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.ones(2, 4)).dtype == torch.bfloat16
     assert layer.double()(torch.ones(2, 4, dtype=torch.float64)).dtype == torch.float64

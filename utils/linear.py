@@ -1,7 +1,7 @@
 """Products of matrices as suits the processor: on AMD's by oneDNN, on others by MKL with GPT's words by columns.
 
 PyTorch carries both libraries and takes MKL, whose kernels for AMD's processors are slow. The weights stay what they
-are, and so does the result, but for the last digits. Of float32 on a CPU alone; elsewhere nothing changes.
+are, and so does the result, but for the last digits. Of large products of float32 on a CPU alone: nothing else changes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from transformer import DecoderTransformer
 
+SMALL = 2**19  # multiplications: below, handing the tensors over and back costs more than it wins
+
 
 class OneDNNLinear(nn.Linear):
     """nn.Linear whose products, forwards and backwards, are oneDNN's."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        plain = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
-        if plain or x.numel() == 0:
+        small = x.numel() * self.out_features < SMALL
+        if small or x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         return torch.ops.aten.mkldnn_linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,14 +62,18 @@ def loss_curve(
     axes.plot(steps[width - 1 :], smooth, color=BLUE, label=f"training (mean of {width} logged steps)")
     if "val_loss_epoch" in series:
         axes.plot(*series["val_loss_epoch"], color=ORANGE, marker="o", markersize=4, label=validation)
-    for name, value in (baselines or {}).items():
+    top = 1.1 * max([*(baselines or {}).values(), *smooth])
+    above = math.inf
+    for name, value in sorted((baselines or {}).items(), key=lambda item: -item[1]):
         axes.axhline(value, color=GREY, linestyle="--", linewidth=1)
+        crowded = above - value < 0.05 * top  # then the name stands below its line
         axes.annotate(
-            f"{name} {value:.2f}", (1, value), xycoords=("axes fraction", "data"), xytext=(-4, 3),
-            textcoords="offset points", ha="right", fontsize=9, color=GREY,
+            f"{name} {value:.2f}", (1, value), xycoords=("axes fraction", "data"), xytext=(-4, -4 if crowded else 3),
+            textcoords="offset points", ha="right", va="top" if crowded else "bottom", fontsize=9, color=GREY,
         )  # fmt: skip
+        above = value
     axes.set(xlabel="step", ylabel=f"cross-entropy ({unit})", title=title)
-    axes.set_ylim(0, 1.1 * max([*(baselines or {}).values(), *smooth]))
+    axes.set_ylim(0, top)
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
     return figure
