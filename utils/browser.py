@@ -119,10 +119,15 @@ def visit(browser, stack: str, address: str, width: int = 1200, height: int = 17
     page.set_default_timeout(SECONDS)
     page.goto(address, timeout=2 * SECONDS)
     if stack != "voila":
-        page.locator(".jp-CodeCell").first.click()
-        page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
-        page.locator(".lm-Menu-itemLabel:text-is('Run All Cells')").first.click()
+        run_all(page)
     return page
+
+
+def run_all(page) -> None:
+    """Run all cells by JupyterLab's menu."""
+    page.locator(".jp-CodeCell").first.click()
+    page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
+    page.locator(".lm-Menu-itemLabel:text-is('Run All Cells')").first.click()
 
 
 def write_notebook(path: Path, cells: list[str]) -> None:

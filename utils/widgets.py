@@ -475,7 +475,7 @@ def figure_html(picture: torch.Tensor, attention: torch.Tensor | None, caption: 
     image.save(file, "png")
     source = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     image_tag = f'<img src="{source}" width="180" alt="{html.escape(caption)}">'
-    return f'<figure style="margin:0">{image_tag}<figcaption>{html.escape(caption)}</figcaption></figure>'
+    return f'<figure style="margin:0;width:180px">{image_tag}<figcaption>{html.escape(caption)}</figcaption></figure>'
 
 
 sampler, fill_mask, image_explorer = Sampler, FillMask, ImageExplorer

@@ -23,7 +23,7 @@ CELLS = [
     f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-import tempfile, tiny, torch
+import tempfile, threading, tiny, torch, weakref
 from pathlib import Path
 from transformer import Config, DecoderTransformer, EncoderTransformer
 from utils.images import ImageData, load_images
@@ -38,6 +38,7 @@ for words in (bpe, wordpiece):
 data = ImageData(load_images(tiny.pictures(Path(tempfile.mkdtemp()), mode="RGB", size=16), size=16))
 data.classes[:] = [{HIT!r}] * 3
 gpt = DecoderTransformer(Config(causal=True, **sizes), bpe.get_vocab_size())
+made = [*globals().get("made", []), weakref.ref(gpt)]
 bert = EncoderTransformer.bert(Config(**sizes), wordpiece.get_vocab_size())
 bert.head[-1].bias.data[-1] = 30  # always the likeliest word
 vit = EncoderTransformer.vit(Config(**sizes), 16, 4, data.n_classes)
@@ -45,6 +46,10 @@ vit = EncoderTransformer.vit(Config(**sizes), 16, 4, data.n_classes)
     "sampler(gpt, bpe)",
     "fill_mask(bert, wordpiece, 'a ___ b ___')",
     f"explorer = image_explorer(vit, data)\nexplorer.open_picture({HIT!r})\nexplorer",
+    """
+print("models held:", sum(gpt() is not None for gpt in made), "of", len(made))
+print("at work:", sum(thread.name.endswith("(run)") for thread in threading.enumerate()))
+""",
 ]
 
 
@@ -265,6 +270,22 @@ def test_all_of_it_can_be_read(page):
     assert min(seen)[0] >= 4.5, min(seen)
     assert page.evaluate(WITHOUT_A_LABEL) == []
     assert page.evaluate(OUT_OF_THE_WINDOW) == []
+
+
+def test_cells_are_run_again(page):
+    """While it writes: the thread ends, and the model that the cell before it has replaced is let go."""
+    if page.stack == "voila":
+        pytest.skip("Voila runs each cell once")
+    control(page, "Prompt", "textarea").fill("ab")
+    number(page, "Length", 10_000)
+    button(page, "Generate").click()
+    until(lambda: len(text(page)) > 60, "a text")
+    browser.run_all(page)
+    page.get_by_text("models held: 1 of 2").wait_for()
+    assert page.get_by_text("at work: 0").count() == 1
+    control(page, "Prompt", "textarea").fill("ba")
+    number(page, "Length", 30)
+    assert generate(page).startswith("ba")
 
 
 # Of each element with words of its own in a widget's HTML: the contrast to what lies behind it (WCAG 2, 1.4.3).
