@@ -70,6 +70,7 @@ def loss_curve(
         axes.annotate(
             f"{name} {value:.2f}", (1, value), xycoords=("axes fraction", "data"), xytext=(-4, -4 if crowded else 3),
             textcoords="offset points", ha="right", va="top" if crowded else "bottom", fontsize=9, color=GREY,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )  # fmt: skip
         above = value
     axes.set(xlabel="step", ylabel=f"cross-entropy ({unit})", title=title)
