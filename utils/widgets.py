@@ -318,8 +318,9 @@ class FillMask(Playground):
             if n:
                 self.found = fill_blanks(self.module, self.tokenizer, text, k=WORDS)[:BLANKS]
         finally:
-            self.look()
             self.offer()
+            self.guarded(self.look)
+            self.offered = time.monotonic()
         if n == 0:
             self.message.value = "No blank is left: write ___ where a word is to be guessed."
         elif n > BLANKS:
@@ -336,7 +337,6 @@ class FillMask(Playground):
             for line, (word, chance) in zip(row.children[1:], words, strict=True):
                 button, share = line.children
                 button.description, share.value = word, f"<table><tr>{bar(chance, BLUE)}</tr></table>"
-        self.offered = time.monotonic()
 
     def row(self, blank: int) -> widgets.VBox:
         lines: list[widgets.Widget] = [widgets.HTML(f"<b>Blank {blank + 1}</b>: click a word to put it in")]
