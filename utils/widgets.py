@@ -147,12 +147,11 @@ class Playground(widgets.VBox):
 
     def close(self) -> None:
         """Stop; take this and all that it is made of off the page and out of ipywidgets' memory; let the model go."""
-        if self.comm is not None:  # else it was closed before, or refused when it was made
-            self.halt()
-            self._open.discard(self)
-            self.network = lambda: None
-            for part in list(parts(self)):
-                widgets.Widget.close(part)
+        self.halt()
+        self._open.discard(self)
+        self.network = lambda: None
+        for part in list(parts(self)):
+            widgets.Widget.close(part)
 
 
 class Sampler(Playground):
