@@ -289,6 +289,9 @@ def test_a_model_goes_when_its_cell_is_run_again_and_nobody_holds_it(gpt, monkey
     other.close()
     gc.collect()
     assert theirs() is None
+    first, _ = run("c", 5, copy.deepcopy(gpt[0])), run("c", 5, gpt[0])  # two in one cell, a model that no name holds
+    gc.collect()
+    assert generated(first, length=2)
 
 
 def test_a_run_that_can_not_start_locks_nothing(gpt, monkeypatch):
@@ -558,6 +561,7 @@ def test_errors_are_shown_in_the_other_two(bert, vit, monkeypatch):
         assert widget.message.value == ""
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("make", ["sampler", "fill_mask", "image_explorer"])
 def test_a_wrong_call_names_the_argument_and_breaks_no_later_one(gpt, bert, vit, make):
     """A tuple, as load_pretrained gives, a model of another kind, and no tokeniser or data."""

@@ -147,12 +147,11 @@ class Playground(widgets.VBox):
 
     def close(self) -> None:
         """Stop; take this and all that it is made of off the page and out of ipywidgets' memory; let the model go."""
-        if self.comm is not None:  # else it was closed before, or refused when it was made
-            self.halt()
-            self._open.discard(self)
-            self.network = lambda: None
-            for part in list(parts(self)):
-                widgets.Widget.close(part)
+        self.halt()
+        self._open.discard(self)
+        self.network = lambda: None
+        for part in list(parts(self)):
+            widgets.Widget.close(part)
 
 
 class Sampler(Playground):
@@ -318,8 +317,9 @@ class FillMask(Playground):
             if n:
                 self.found = fill_blanks(self.module, self.tokenizer, text, k=WORDS)[:BLANKS]
         finally:
-            self.look()
             self.offer()
+            self.guarded(self.look)
+            self.offered = time.monotonic()
         if n == 0:
             self.message.value = "No blank is left: write ___ where a word is to be guessed."
         elif n > BLANKS:
@@ -336,7 +336,6 @@ class FillMask(Playground):
             for line, (word, chance) in zip(row.children[1:], words, strict=True):
                 button, share = line.children
                 button.description, share.value = word, f"<table><tr>{bar(chance, BLUE)}</tr></table>"
-        self.offered = time.monotonic()
 
     def row(self, blank: int) -> widgets.VBox:
         lines: list[widgets.Widget] = [widgets.HTML(f"<b>Blank {blank + 1}</b>: click a word to put it in")]
