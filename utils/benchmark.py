@@ -106,19 +106,22 @@ ADAMW = Recipe(lr=3e-4, warmup=10)
 LARGE = {"n_layers": 6, "n_heads": 6, "d_model": 384, "d_ff": 1536}
 
 
-def large_gpt(vocab_size: int = 1024, batch: int = 8, context: int = 256) -> tuple[LitTransformer, GPTData]:
-    data = GPTData(random_corpus(vocab_size), context, batch, word_tokenizer(vocab_size))
-    return GPT(replace(GPT2, **LARGE, max_len=context), vocab_size, ADAMW), data
+def large_gpt(device: str = "cpu", vocab_size: int = 1024) -> tuple[LitTransformer, GPTData]:
+    data = GPTData(random_corpus(vocab_size), context=256, batch_size=8, tokenizer=word_tokenizer(vocab_size))
+    with torch.device(device):
+        return GPT(replace(GPT2, **LARGE, max_len=256), vocab_size, ADAMW), data
 
 
-def large_bert(vocab_size: int = 1024, batch: int = 16, context: int = 128) -> tuple[LitTransformer, BERTData]:
-    data = BERTData(random_corpus(vocab_size), context, batch, word_tokenizer(vocab_size))
-    return BERT(replace(BERT_BASE, **LARGE, max_len=context), vocab_size, ADAMW), data
+def large_bert(device: str = "cpu", vocab_size: int = 1024) -> tuple[LitTransformer, BERTData]:
+    data = BERTData(random_corpus(vocab_size), context=128, batch_size=16, tokenizer=word_tokenizer(vocab_size))
+    with torch.device(device):
+        return BERT(replace(BERT_BASE, **LARGE, max_len=128), vocab_size, ADAMW), data
 
 
-def large_vit(batch: int = 32, size: int = 112, patch: int = 16) -> tuple[LitTransformer, ImageData]:
-    data = ImageData(random_pictures(size), batch)
-    return ViT(replace(VIT_B16, **LARGE), size, patch, data.n_classes, ADAMW), data
+def large_vit(device: str = "cpu") -> tuple[LitTransformer, ImageData]:
+    data = ImageData(random_pictures(112), batch_size=32)
+    with torch.device(device):
+        return ViT(replace(VIT_B16, **LARGE), 112, 16, data.n_classes, ADAMW), data
 
 
 LARGE_TASKS = {
@@ -322,7 +325,7 @@ def sampling(run: Run) -> None:
         calls: dict[str, list[Seconds]] = {"ours": [], "theirs": []}
         n = 16 if run.quick else 48
         pairs = [("ours", our_words, model), ("theirs", their_words, peer)]
-        for turn in range(3 if run.quick else 5 if batch * length > 900 else 9):
+        for turn in range(3 if run.quick or batch * length > 900 else 9):
             for who, words, network in pairs[:: 1 if turn % 2 else -1]:
                 calls[who].append(words(network, ids, n))
         where = f"GPT-2 124 M, batch {batch}, {length} tokens before"
@@ -407,7 +410,7 @@ def memory(run: Run) -> None:
     """The most memory that a process held beyond its libraries, while it trained or sampled."""
     for kind in ["GPT"] if run.quick else [*LARGE_TASKS, "sampling"]:
         found: dict[str, list] = {"ours": [], "transformers": []}
-        for _ in range(1 if run.quick else 3):
+        for _ in range(1 if run.quick else 2):
             for who, samples in found.items():
                 samples.append(json.loads(child("-m", "utils.benchmark", "--child", kind, who)))
         title = f"{LARGE_TASKS[kind][0]}, 3 steps" if kind in LARGE_TASKS else "GPT-2 124 M, 900 tokens and 16 more"
@@ -430,8 +433,7 @@ def memory_child(kind: str, who: str) -> None:
         model = of_transformers(model, weights=False) if theirs else suited(model)
         (their_words if theirs else our_words)(model.eval(), torch.zeros(1, 900, dtype=torch.long), 16)
     else:
-        with torch.device("meta" if theirs else "cpu"):
-            module, data = LARGE_TASKS[kind][1]()
+        module, data = LARGE_TASKS[kind][1]("meta" if theirs else "cpu")  # meta: shapes without memory
         if theirs:
             like = torch.optim.AdamW(nn.Linear(1, 1).parameters(), lr=ADAMW.lr, betas=ADAMW.betas, fused=True)
             batches = TrainBatches(data.order, data.make, data.batch_size)
@@ -561,6 +563,12 @@ def machine_facts(machine: Machine) -> dict:
     return facts | ({"gpu": torch.cuda.get_device_name(machine.device)} if on_gpu else {})
 
 
+def report_of(run: Run, seconds: float) -> dict:
+    versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    facts = {"seconds": seconds, "quick": run.quick, "machine": machine_facts(run.machine), "versions": versions}
+    return facts | {"rows": [row.to_json() for row in run.rows]}
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m utils.benchmark", description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer turns and peers: under 3 minutes on two cores")
@@ -582,14 +590,13 @@ def main(arguments: list[str] | None = None) -> None:
     for group in options.rows or GROUPS:
         if group == "shakespeare" and run.shakespeare is None:
             print("without Shakespeare: --shakespeare FILE gives its text", file=sys.stderr)
-        else:
-            GROUPS[group](run)
-            run.settle()
-    report = {"seconds": time.perf_counter() - began, "quick": run.quick, "machine": machine_facts(run.machine)}
-    versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
-    report |= {"versions": versions, "rows": [row.to_json() for row in run.rows]}
-    options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    text = f"{table(run.rows)}\n\n{summary(report)}"
+            continue
+        GROUPS[group](run)
+        run.settle()
+        # After each group: should a later one fail, what is measured is kept.
+        text = json.dumps(report_of(run, time.perf_counter() - began), indent=1, ensure_ascii=False)
+        options.out.write_text(text + "\n", encoding="utf-8")
+    text = f"{table(run.rows)}\n\n{summary(report_of(run, time.perf_counter() - began))}"
     print(text)
     if options.readme:
         between_marks(Path(__file__).resolve().parent.parent / "README.md", "benchmark", text)
