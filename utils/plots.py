@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import html
 import io
-import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,16 +62,16 @@ def loss_curve(
     if "val_loss_epoch" in series:
         axes.plot(*series["val_loss_epoch"], color=ORANGE, marker="o", markersize=4, label=validation)
     top = 1.1 * max([*(baselines or {}).values(), *smooth])
-    above = math.inf
-    for name, value in sorted((baselines or {}).items(), key=lambda item: -item[1]):
+    levels = sorted((baselines or {}).values())
+    for name, value in (baselines or {}).items():
         axes.axhline(value, color=GREY, linestyle="--", linewidth=1)
-        crowded = above - value < 0.05 * top  # then the name stands below its line
+        # The name stands in the margin, away from a neighbour that is near.
+        near = [level - value for level in levels if 0 < abs(level - value) < 0.05 * top]
+        place = "center" if not near else "top" if max(near) > 0 else "bottom"
         axes.annotate(
-            f"{name} {value:.2f}", (1, value), xycoords=("axes fraction", "data"), xytext=(-4, -4 if crowded else 3),
-            textcoords="offset points", ha="right", va="top" if crowded else "bottom", fontsize=9, color=GREY,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+            f"{name} {value:.2f}", (1, value), xycoords=("axes fraction", "data"), xytext=(4, 0),
+            textcoords="offset points", ha="left", va=place, fontsize=9, color=GREY,
         )  # fmt: skip
-        above = value
     axes.set(xlabel="step", ylabel=f"cross-entropy ({unit})", title=title)
     axes.set_ylim(0, top)
     axes.grid(alpha=0.3)
