@@ -1,44 +1,55 @@
-# make demo: train all three models on the CPU. make test: run the tests. make notebooks: run the notebooks, keep outputs.
+# make demo: install, then train all three models on the CPU. make lab: open the notebooks here. make test: run the tests.
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test notebooks assets screenshots stamp clean .venv
+.PHONY: demo install lab test notebooks assets screenshots stamp clean
 
-demo: .venv
+demo: install
+	@echo "1 of 3: BERT on Python's documentation, about 4 minutes on two cores"
 	$(RUN) transformer.py bert --preset small --out runs/bert
+	@echo "2 of 3: ViT on 5,000 handwritten digits, about 2 minutes"
 	$(RUN) transformer.py vit --preset small --out runs/vit
+	@echo "3 of 3: GPT on Python's documentation, about 4 minutes"
 	$(RUN) transformer.py gpt --preset small --out runs/gpt
 	@echo
-	@$(RUN) -m utils.report runs/bert runs/vit runs/gpt
+	@$(RUN) -m utils.training.report runs/bert runs/vit runs/gpt
 
-# One thread each for two workers: they would only wait for each other with more.
-test: .venv
+# The packages, once, in an environment of their own: activate it with `source .venv/bin/activate`.
+install: .venv/installed
+
+.venv/installed: requirements.txt requirements-dev.txt requirements-no-deps.txt constraints.txt
+	@echo "Installing the packages into .venv: a minute or two, once"
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --requirement requirements-dev.txt --constraint constraints.txt
+	$(RUN) -m pip install --no-deps --requirement requirements-no-deps.txt --constraint constraints.txt
+	@touch .venv/installed
+
+# JupyterLab on the notebooks of this folder.
+lab: install
+	$(RUN) -m pip install --quiet jupyterlab --constraint constraints.txt
+	$(RUN) -m jupyterlab notebooks
+
+# Two processes with one thread each: with more threads they would wait for each other.
+test: install
 	$(RUN) -m ruff check .
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
-.venv: .venv/installed
+# Run the notebooks whole and keep their outputs.
+notebooks: install
+	$(RUN) -m utils.maintenance.notebooks
 
-.venv/installed: requirements.txt requirements-dev.txt requirements-no-deps.txt constraints.txt
-	$(PYTHON) -m venv .venv
-	$(RUN) -m pip install --quiet --requirement requirements-dev.txt --constraint constraints.txt
-	$(RUN) -m pip install --quiet --no-deps --requirement requirements-no-deps.txt --constraint constraints.txt
-	@touch .venv/installed
+# The pictures in assets/: one drawn, the others taken from the notebooks.
+assets: install
+	$(RUN) -m utils.maintenance.assets
 
-notebooks: .venv
-	$(RUN) -m utils.notebooks
-
-# The README's pictures: one drawn, the others taken from the notebooks.
-assets: .venv
-	$(RUN) -m utils.assets
-
-# The widgets at work on the models of `make demo`, in Chromium.
-screenshots: .venv
+# Pictures of the widgets at work on the models of `make demo`, taken in Chromium.
+screenshots: install
 	$(RUN) -m pip install --quiet --requirement requirements-browser.txt --constraint constraints.txt
-	$(RUN) -m utils.browser
+	$(RUN) -m utils.maintenance.browser
 
-# Writes this repository's OWNER/REPO (of `git remote`, or REPO=owner/name) into every badge and notebook.
-stamp: .venv
-	$(RUN) -m utils.stamp $(REPO)
+# Write this repository's OWNER/REPO (of `git remote`, or REPO=owner/name) into every badge and notebook.
+stamp: install
+	$(RUN) -m utils.maintenance.stamp $(REPO)
 
 clean:
 	rm -rf .venv runs

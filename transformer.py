@@ -1,156 +1,282 @@
 """One Transformer: BERT, GPT and ViT are one network, and this file is that network.
 
-    embed -> n x Block(Attention, MLP) -> norm -> head
+    tokens or patches -> embed -> Block -> Block -> ... -> Block -> norm -> head -> logits
 
-BERT reads both ways and fills in blanks, GPT reads from left to right and writes on, ViT reads the patches of a
-picture and names it. All three are made of the same `Block`; only the two ends, `embed` and `head`, differ.
+BERT reads a text in both directions and predicts tokens that were masked, that is, hidden from it.
+GPT reads from left to right and predicts the next token. ViT cuts a picture into patches, reads
+them like a text, and predicts the picture's class. Logits are the scores of every token or class;
+softmax turns them into probabilities.
 
-Shapes: B batch, T length, S keys seen so far (T without a cache), C = d_model, H heads, D = C // H, V words, K classes.
-Papers: Vaswani (2017, "Attention is all you need"), BERT (Devlin 2018), GPT-2 (Radford 2019), ViT (Dosovitskiy 2020),
-RoFormer (Su 2021).
+All three are built from the same `Block`. They differ mainly in three places: what goes in
+(`embed`), which positions may attend to which (`Config.causal`), and what comes out (`head`; the
+heads of attention are something else).
+
+The file reads from top to bottom: settings, attention, the block, the whole network, what goes in,
+what comes out, the three models, sampling from GPT, and training. By itself, with torch, lightning
+and torchmetrics, it builds the models, trains them on any data, and samples. The folder utils/ has
+data sets, official weights, the command line, and Muon, an alternative to the optimiser AdamW.
+
+Shapes stand in comments as tuples of these letters:
+
+    B  sequences (texts or pictures) in a batch
+    T  positions in each sequence
+    C  features of a hidden state, which is the vector of one position between two layers: d_model
+    H  attention heads: n_heads
+    D  features of one head: C // H
+    S  positions that can be attended to: T, or more when sampling, where a cache holds earlier ones
+    V  tokens in the vocabulary
+    K  classes
+    N  positions that the loss is computed on
+
+Papers: "Attention is all you need" (Vaswani 2017), BERT (Devlin 2018), GPT-2 (Radford 2019),
+ViT (Dosovitskiy 2020), RoFormer (Su 2021).
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+# ---------------------------------------------------------------------------------------- settings
 
-def require(ok: bool, name: str, value: object, allowed: str) -> None:
-    """Raise a ValueError that names the argument, its value and what is allowed, unless `ok`."""
-    if not ok:
+
+def require(condition: bool, name: str, value: object, allowed: str) -> None:
+    """Unless `condition` holds, raise a ValueError that says: NAME=VALUE: must be ALLOWED."""
+    if not condition:
         raise ValueError(f"{name}={value!r}: must be {allowed}")
 
 
-# ------------------------------------------------------------------------------------------------ settings
-ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh"), "relu": nn.ReLU}
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,  # a smooth relative of ReLU (BERT, ViT)
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),  # an approximation of it (GPT-2)
+}
 POSITIONS = ("learned", "sinusoidal", "rotary")
-ALL = slice(None)  # every place: the default of `scored` below
 
 
 @dataclass(frozen=True)
 class Config:
-    """What every block reads. The defaults are GPT-2's sizes (GPT-2, table 2)."""
+    """The sizes and choices that the models share. The default sizes are GPT-2's (table 2)."""
 
-    n_layers: int = 12
+    n_layers: int = 12  # blocks
     n_heads: int = 12
-    d_model: int = 768
-    d_ff: int = 3072  # width inside the MLP
-    max_len: int = 1024  # the longest sequence the positions can tell apart
-    dropout: float = 0.0
-    causal: bool = False  # True: a position sees itself and what came before, never what comes after
-    norm_first: bool = True  # True: pre-norm (GPT-2, ViT); False: post-norm (Vaswani, BERT)
-    norm_eps: float = 1e-5
-    activation: str = "gelu"
+    d_model: int = 768  # C, the width of the hidden states
+    d_ff: int = 3072  # the width inside the feed-forward network
+    max_len: int = 1024  # the longest sequence
+    dropout: float = 0.0  # the share of features that are set to 0, at random, in training
+    causal: bool = False  # True: a position attends to itself and to earlier positions only
+    # A LayerNorm brings each vector to mean 0 and variance 1, then applies a learned gain and bias.
+    # True: before attention and before the feed-forward network (pre-norm: GPT-2, ViT), which makes
+    # deep models easier to train. False: after each of them (post-norm: Vaswani, BERT).
+    norm_first: bool = True
+    norm_eps: float = 1e-5  # added to the variance, so that a LayerNorm never divides by 0
+    activation: str = "gelu"  # one of ACTIVATIONS
+    # One of POSITIONS. Attention by itself does not know the order of the tokens; this tells it.
     positions: str = "learned"
-    init_std: float = 0.02
+    init_std: float = 0.02  # the standard deviation of the initial weights
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "n_heads", "d_model", "d_ff", "max_len"):
             value = getattr(self, name)
             require(isinstance(value, int) and value > 0, name, value, "a whole number above 0")
-        require(self.d_model % self.n_heads == 0, "d_model", self.d_model, f"divisible by n_heads={self.n_heads}")
+        divisible = self.d_model % self.n_heads == 0
+        require(divisible, "d_model", self.d_model, f"divisible by n_heads={self.n_heads}")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
         require(self.norm_eps > 0, "norm_eps", self.norm_eps, "above 0")
-        require(self.activation in ACTIVATIONS, "activation", self.activation, f"one of {', '.join(ACTIVATIONS)}")
-        require(self.positions in POSITIONS, "positions", self.positions, f"one of {', '.join(POSITIONS)}")
-        even = self.positions == "learned" or self.d_model // self.n_heads % 2 == 0
-        require(even, "d_model", self.d_model, f"an even number of times n_heads for {self.positions} positions")
+        names = ", ".join(ACTIVATIONS)
+        require(self.activation in ACTIVATIONS, "activation", self.activation, f"one of {names}")
+        names = ", ".join(POSITIONS)
+        require(self.positions in POSITIONS, "positions", self.positions, f"one of {names}")
+        if self.positions == "rotary":
+            even = (self.d_model // self.n_heads) % 2 == 0
+            allowed = f"an even number of features for each of n_heads={self.n_heads} heads"
+            require(even, "d_model", self.d_model, f"{allowed}, for rotary positions")
+        if self.positions == "sinusoidal":
+            allowed = "an even number for sinusoidal positions"
+            require(self.d_model % 2 == 0, "d_model", self.d_model, allowed)
 
 
+# The official sizes. ViT-B/16 has 14 x 14 patches and a class token (see PatchEmbedding): 197.
 GPT2 = Config(causal=True, activation="gelu_tanh")
 BERT_BASE = Config(max_len=512, norm_first=False, norm_eps=1e-12)
-VIT_B16 = Config(max_len=197, norm_eps=1e-12)  # 14 x 14 patches and the class token; the eps of transformers' file
+VIT_B16 = Config(max_len=197, norm_eps=1e-12)
 
 
-# ------------------------------------------------------------------------------------------------ the trunk
-class KVCache:
-    """The keys and values that one layer has read so far, in memory set aside once: (B, H, size, D) each."""
-    def __init__(self, batch: int, size: int, config: Config, like: Tensor) -> None:
-        shape = (batch, config.n_heads, size, config.d_model // config.n_heads)
-        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
-        self.length = 0
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (B, H, T, D) behind what is there; return all S of them."""
-        start, self.length = self.length, self.length + k.shape[2]
-        self.keys[:, :, start : self.length] = k
-        self.values[:, :, start : self.length] = v
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-
-def frequencies(start: int, stop: int, width: int, device: torch.device | None = None) -> Tensor:
-    """(stop - start, width / 2): position x frequency, from 1 down towards 1/10000 in equal ratios (Vaswani, 3.5)."""
-    positions = torch.arange(start, stop, device=device)[:, None]
-    return positions * 10_000.0 ** -(torch.arange(0, width, 2, device=device) / width)
-
-
-def rotate(x: Tensor, start: int = 0) -> Tensor:
-    """Turn each pair of features (i, i + D/2) of x (..., T, D), by position x frequency (RoFormer, 3.2).
-
-    A query at position m and a key at n then meet at an angle that depends on m - n alone. The paper pairs neighbours
-    (2i, 2i + 1); halves, which are cut out at once, are the order of GPT-NeoX.
-    """
-    angles = frequencies(start, start + x.shape[-2], x.shape[-1], x.device)  # float32, whatever x is
-    a, b = x.chunk(2, dim=-1)
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+# --------------------------------------------------------------------------------------- attention
 
 
 class Attention(nn.Module):
-    """softmax(Q K^T / sqrt(D)) V in H heads at once (Vaswani, 3.2)."""
+    """Multi-head self-attention: softmax(q k^T / sqrt(D)) v in every head (Vaswani, 3.2).
+
+    Every position sends out a query (what it looks for) and offers a key (what it can be found by)
+    and a value (what it hands over). A score is the dot product of a query with a key. Softmax
+    turns a query's scores into weights that sum to 1, and the result for its position is the
+    weighted average of the values. The dot product of two vectors of D independent features with
+    variance 1 has a standard deviation of sqrt(D); the division brings it back to 1, because large
+    scores would let softmax put nearly all weight on one key. The H heads do this side by side,
+    each with its own D features, so that a position can attend to several others for several
+    reasons. "Self": queries, keys and values come from the same sequence.
+    """
+
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.n_heads, self.causal, self.dropout = config.n_heads, config.causal, config.dropout
-        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
-        self.out = nn.Linear(config.d_model, config.d_model)
+        self.n_heads = config.n_heads
+        self.causal = config.causal
         self.rotary = config.positions == "rotary"
+        self.dropout = config.dropout
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)  # queries, keys, values at once
+        self.out = nn.Linear(config.d_model, config.d_model)  # mixes the features of the heads
 
     def project(self, x: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, C) -> queries (B, H, T, D), keys and values (B, H, S, D)."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
-        qk, v = qkv[:2], qkv[2]
-        q, k = rotate(qk, start=0 if cache is None else cache.length) if self.rotary else qk
-        return (q, k, v) if cache is None else (q, *cache.append(k, v))
+        """Hidden states x (B, T, C) -> queries (B, H, T, D), keys and values (B, H, S, D).
 
-    def visible(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor | None:
-        """True where a query may look at a key, to broadcast to (B, H, T, S); None where all may look at all."""
-        seen = None if mask is None else mask[:, None, None, :]
-        if self.causal and q.shape[2] > 1:
-            # The last query is the newest of the S keys, so the diagonal is shifted by S - T.
-            past = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
-            return past if seen is None else past & seen
-        return seen
+        cache: used in sampling alone. It holds the keys and values of the tokens before these T.
+        Theirs are added to it, and all S are returned. Without a cache S = T.
+        """
+        H = self.n_heads
+        qkv = self.qkv(x)  # (B, T, 3C): C features of queries, C of keys, C of values
+        qkv = qkv.unflatten(-1, (3 * H, -1))  # (B, T, 3H, D): each C cut into H heads of D features
+        qkv = qkv.transpose(1, 2)  # (B, 3H, T, D): H heads of queries, H of keys, H of values
+        qk = qkv[:, : 2 * H]  # (B, 2H, T, D): queries and keys together, to rotate both in one call
+        v = qkv[:, 2 * H :]  # (B, H, T, D)
+        if self.rotary:
+            start = 0 if cache is None else cache.length
+            qk = rotate(qk, start)
+        q, k = qk.chunk(2, dim=1)  # (B, H, T, D) each
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, H, S, D) each
+        return q, k, v
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """(B, T, C) -> (B, T, C). `mask` (B, S) is False at padding, which comes last."""
+    def visible(self, T: int, S: int, mask: Tensor | None, device: torch.device) -> Tensor | None:
+        """Which of S keys each of T queries may attend to: True where it may; None if all may.
+
+        mask: (B, S), False at padding, or None without padding. The result broadcasts to
+        (B, H, T, S).
+        """
+        padding = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, S)
+        if not self.causal:
+            return padding
+        if T == 1:  # the only query is the newest token, and all keys are its past
+            return padding
+        # The T queries stand at the last T of the S positions. Each sees the keys up to its own
+        # position. For T = 2 and S = 4, with two tokens in the cache: 1 1 1 0
+        #                                                              1 1 1 1
+        # tril(n) keeps True where column <= row + n.
+        past = torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)  # (T, S)
+        return past if padding is None else past & padding
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """(B, T, C) -> (B, T, C).
+
+        mask: (B, S), boolean. Shorter texts of a batch are filled up with padding tokens, where the
+        mask is False. Padding must come last: if a causal text began with it, the queries there
+        would see no key at all, and their softmax would be 0 / 0. cache: the keys and values of
+        earlier tokens, which these T tokens continue.
+        """
         q, k, v = self.project(x, cache)
-        # SDPA's own causal mask is aligned to the top left: right only while no earlier keys are cached.
-        is_causal = self.causal and mask is None and q.shape[2] == k.shape[2]
-        visible = None if is_causal else self.visible(q, k, mask)
+        T, S = q.shape[2], k.shape[2]
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout, is_causal=is_causal)
-        return self.out(y.transpose(1, 2).flatten(2))
+        # One call of PyTorch for the scores, their division by sqrt(D), the softmax, dropout on the
+        # attention weights, and the average of the values: y is (B, H, T, D).
+        if self.causal and mask is None and T == S:
+            # PyTorch's built-in causal mask is the fastest. It lets query i see the keys 0 to i,
+            # which is right only if T == S.
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        else:
+            visible = self.visible(T, S, mask, x.device)
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, attn_mask=visible)
+        y = y.transpose(1, 2).flatten(2)  # (B, T, C): the heads side by side again
+        return self.out(y)
 
     def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The map that `forward` mixes the values with: (B, T, C) -> (B, H, T, T), each row a distribution."""
+        """The attention weights that `forward` uses, for looking at: (B, T, C) -> (B, H, T, T)."""
         q, k, _ = self.project(x)
-        scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-        visible = self.visible(q, k, mask)
-        return (scores if visible is None else scores.masked_fill(~visible, -math.inf)).softmax(-1)
+        scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, T)
+        visible = self.visible(q.shape[2], k.shape[2], mask, x.device)
+        if visible is not None:
+            scores = scores.masked_fill(~visible, -math.inf)  # softmax turns this into weight 0
+        return scores.softmax(-1)  # every row sums to 1
+
+
+def position_angles(
+    start: int, stop: int, width: int, device: torch.device | None = None
+) -> Tensor:
+    """Angles that encode a position, one for each of width / 2 pairs of features (Vaswani, 3.5).
+
+    Think of one clock hand for each pair. From one position to the next, the first hand turns by 1
+    radian, each further hand by less, the last by about 1/10000. The fast hands tell neighbours
+    apart, the slow ones distant positions. `Positions` adds the sine and the cosine of each angle
+    to a pair of features; `rotate` turns the pair by the angle. Returns the angles at the positions
+    from `start` to `stop` - 1: (stop - start, width / 2), float32.
+    """
+    positions = torch.arange(start, stop, device=device)
+    speeds = 10_000.0 ** -(torch.arange(0, width, 2, device=device) / width)  # 1, ..., ~1/10000
+    return positions[:, None] * speeds
+
+
+def rotate(x: Tensor, start: int = 0) -> Tensor:
+    """Rotary positions: turn pairs of features of x (..., T, D) by the angles of their positions.
+
+    Queries and keys are turned, values are not: positions decide who attends to whom. Turning both
+    vectors by the same angle does not change their dot product. So turn both back by the angle of
+    the key's position n: the key is then not turned at all, and the query, which is at position m,
+    is turned by the angle of m - n. The score depends on the distance of the two positions, and not
+    on where they are (RoFormer, 3.2). The paper pairs neighbouring features; here feature i is
+    paired with feature i + D/2, as in the model GPT-NeoX. `start` is the position of the first of
+    the T vectors.
+    """
+    angles = position_angles(start, start + x.shape[-2], x.shape[-1], x.device)  # (T, D/2)
+    cos = angles.cos().to(x.dtype)
+    sin = angles.sin().to(x.dtype)
+    first, second = x.chunk(2, dim=-1)  # (..., T, D/2) each
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+
+
+class KVCache:
+    """The keys and values of one block's attention for the tokens that GPT has read so far.
+
+    GPT's tokens do not attend to later ones, so their keys and values stay the same when the text
+    grows, and sampling computes them once. Memory for `size` positions is reserved at the start.
+    """
+
+    def __init__(self, batch: int, size: int, config: Config, like: Tensor) -> None:
+        """`like`: a tensor of the model; the cache gets its device and its number type."""
+        shape = (batch, config.n_heads, size, config.d_model // config.n_heads)
+        self.keys = like.new_empty(shape)  # (B, H, size, D)
+        self.values = like.new_empty(shape)  # (B, H, size, D)
+        self.length = 0  # how many of the `size` positions are filled
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the keys and values (B, H, T, D) of T new tokens; return those of all S tokens."""
+        start = self.length
+        self.length = start + k.shape[2]
+        self.keys[:, :, start : self.length] = k
+        self.values[:, :, start : self.length] = v
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]  # (B, H, S, D)
+
+
+# --------------------------------------------------------------------------------------- the block
 
 
 class MLP(nn.Module):
-    """Two linear maps with a bend between them, at every position alike (Vaswani, 3.3)."""
+    """The feed-forward network, or multi-layer perceptron: two linear layers with an activation in
+    between (Vaswani, 3.3).
+    """
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.up = nn.Linear(config.d_model, config.d_ff)
@@ -158,193 +284,361 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.d_ff, config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """(B, T, C) -> (B, T, C). Every position is treated alike and on its own."""
         return self.down(self.activation(self.up(x)))
 
 
+def select(x: Tensor, keep: Tensor | int | None) -> Tensor:
+    """The hidden states of x (B, T, C) at the positions that `keep` names.
+
+    keep: None for all positions (B, T, C); a number for the same one position of every sequence
+    (B, C); a boolean tensor (B, T) for the N positions at which it is True (N, C).
+    """
+    if keep is None:
+        return x
+    if isinstance(keep, int):
+        return x[:, keep]
+    return x[keep]
+
+
 class Block(nn.Module):
-    """Attention moves information between positions, the MLP works on each; both add to the residual stream."""
+    """Attention moves information between positions; the feed-forward network then works on each
+    position alone. Both add their result to x, the residual stream, instead of replacing it.
+    """
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.norm_first = config.norm_first
-        self.attention, self.mlp = Attention(config), MLP(config)
+        self.attention = Attention(config)
+        self.mlp = MLP(config)
         self.norm1 = nn.LayerNorm(config.d_model, config.norm_eps)
         self.norm2 = nn.LayerNorm(config.d_model, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, scored=ALL) -> Tensor:
-        """(B, T, C) -> (B, T, C), or x[scored]: the MLP works on no others, as it needs no neighbours."""
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        keep: Tensor | int | None = None,
+    ) -> Tensor:
+        """(B, T, C) -> (B, T, C), or the positions of it that `keep` names.
+
+        mask, cache: as in Attention. keep: as in `select`. Only the last block gets one: any other
+        block must return every position, for the attention of the next block.
+        """
+        # Step 1: attention.
         if self.norm_first:
-            x = (x + self.dropout(self.attention(self.norm1(x), mask, cache)))[scored]
-            return x + self.dropout(self.mlp(self.norm2(x)))
-        x = self.norm1((x + self.dropout(self.attention(x, mask, cache)))[scored])
-        return self.norm2(x + self.dropout(self.mlp(x)))
+            x = x + self.dropout(self.attention(self.norm1(x), mask, cache))
+        else:
+            x = self.norm1(x + self.dropout(self.attention(x, mask, cache)))
+
+        # What follows works on each position alone. In the last block, go on with those positions
+        # whose logits are wanted, and save the work on the others.
+        x = select(x, keep)
+
+        # Step 2: the feed-forward network.
+        if self.norm_first:
+            x = x + self.dropout(self.mlp(self.norm2(x)))
+        else:
+            x = self.norm2(x + self.dropout(self.mlp(x)))
+        return x
+
+
+# ------------------------------------------------------------------------------- the whole network
 
 
 class Transformer(nn.Module):
-    """embed -> blocks -> norm -> head: what the three models have in common."""
-    def __init__(self, config: Config, embed: nn.Module, head: nn.Module) -> None:
+    """embed -> blocks -> norm -> head: what BERT, GPT and ViT have in common."""
+
+    def __init__(
+        self, config: Config, embed: nn.Module, head: nn.Module, head_position: int | None = None
+    ) -> None:
+        """`head_position`: the position that the head reads; None if it reads all of them."""
         super().__init__()
-        self.config, self.embed = config, embed
+        self.config = config
+        self.embed = embed
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        # In post-norm every block has normalised its own output.
-        self.norm = nn.LayerNorm(config.d_model, config.norm_eps) if config.norm_first else nn.Identity()
+        if config.norm_first:
+            self.norm = nn.LayerNorm(config.d_model, config.norm_eps)
+        else:
+            self.norm = nn.Identity()  # a post-norm block has already normalised its output
         self.head = head
+        self.head_position = head_position
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Normal weights, zero biases; what writes to the residual stream is scaled by its depth (GPT-2, 2.3)."""
+        """Draw all weights from a normal distribution with mean 0; set biases to 0.
+
+        LayerNorms keep the gain 1 that PyTorch gives them. A weight that embedding and head share
+        is drawn twice; the second draw counts.
+        """
+        std = self.config.init_std
         for module in self.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 if name == "bias":
                     nn.init.zeros_(parameter)
                 elif not isinstance(module, nn.LayerNorm):
-                    nn.init.normal_(parameter, std=self.config.init_std)
+                    nn.init.normal_(parameter, std=std)
+        # Each of the n_layers blocks adds to the residual stream twice, and a sum of n random terms
+        # has sqrt(n) times the standard deviation of one. To make up for that, the layers whose
+        # results are added are drawn again, smaller by sqrt(2 * n_layers) (GPT-2, 2.3; here in all
+        # models alike).
         for block in self.blocks:
             for layer in (block.attention.out, block.mlp.down):
-                nn.init.normal_(layer.weight, std=self.config.init_std / math.sqrt(2 * len(self.blocks)))
+                nn.init.normal_(layer.weight, std=std / math.sqrt(2 * len(self.blocks)))
 
-    def forward(self, *inputs: Tensor, mask: Tensor | None = None, caches: list[KVCache] | None = None, scored=ALL):
-        """What `embed` takes -> logits (B, T, V), or (B, K) from a ClassHead.
+    def forward(
+        self,
+        *inputs: Tensor,
+        mask: Tensor | None = None,
+        caches: list[KVCache] | None = None,
+        keep: Tensor | int | None = None,
+    ) -> Tensor:
+        """Compute the logits, the unnormalised scores of every token or class.
 
-        mask: (B, S), False at padding, which comes last. caches: one per layer; the input goes on where they end.
-        scored: an index of the logits wanted, such as a boolean mask (B, T) of N places, which gives (N, V); what only
-        the others need is not computed.
+        inputs: what `embed` takes. mask: (B, S), boolean, False at padding, which comes last.
+        caches: one for each block; the inputs continue the tokens whose keys and values they hold.
+        keep: the positions whose logits are wanted, as in `select`; if None, those that the head
+        reads. Only these go through the last feed-forward network, the norm and the head.
+
+        Returns (B, T, V) from a head that reads every position, (B, K) from one that reads one
+        position; with `keep`, (B, V) for one position or (N, V) for a boolean tensor.
         """
-        good = mask is None or mask.dtype == torch.bool
-        require(good, "mask", getattr(mask, "dtype", None), "boolean: True where there is something to see")
-        x = self.embed(*inputs) if caches is None else self.embed(*inputs, start=caches[0].length)
-        scored = (scored, 0) if isinstance(self.head, ClassHead) else scored  # a class is read off the first state
-        wanted = [ALL] * (len(self.blocks) - 1) + [scored]  # only the last block may leave places out
-        for block, cache, places in zip(self.blocks, caches or [None] * len(self.blocks), wanted, strict=True):
-            x = block(x, mask, cache, places)
+        if mask is not None:
+            allowed = "boolean: True where there is something to see"
+            require(mask.dtype == torch.bool, "mask", mask.dtype, allowed)
+        if keep is None:
+            keep = self.head_position
+
+        if caches is None:
+            x = self.embed(*inputs)  # (B, T, C)
+            caches = [None] * len(self.blocks)
+        else:  # only TokenEmbedding takes a start: pictures are read at once
+            x = self.embed(*inputs, start=caches[0].length)  # (B, T, C)
+        for i, block in enumerate(self.blocks):
+            if i < len(self.blocks) - 1:
+                x = block(x, mask, caches[i])  # (B, T, C)
+            else:
+                x = block(x, mask, caches[i], keep)  # (B, T, C), (B, C) or (N, C)
         return self.head(self.norm(x))
 
     @torch.no_grad()
     def attention_maps(self, *inputs: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-        """Each layer's attention map (B, H, T, T), layer 0 first."""
-        maps, x = [], self.embed(*inputs)
+        """The attention weights (B, H, T, T) of every block, the first block's first."""
+        maps = []
+        x = self.embed(*inputs)
         for block in self.blocks:
-            maps.append(block.attention.weights(block.norm1(x) if block.norm_first else x, mask))
+            seen = block.norm1(x) if block.norm_first else x
+            maps.append(block.attention.weights(seen, mask))
             x = block(x, mask)
         return maps
 
 
-# ------------------------------------------------------------------------------------------------ the two ends
+# ------------------------------------------------------------------------------------ what goes in
+
+
 class Positions(nn.Module):
-    """Tell each vector where it stands: by a learned table, by sines, or not here (rotary: attention does)."""
+    """Add learned or sinusoidal positions; with rotary positions, do nothing here."""
+
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.max_len, self.scale = config.max_len, 1.0
-        if config.positions == "learned":
-            self.table = nn.Parameter(torch.empty(config.max_len, config.d_model))
-        elif config.positions == "sinusoidal":
-            angles = frequencies(0, config.max_len, config.d_model)
-            self.table = nn.Buffer(torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1), persistent=False)
-            self.scale = math.sqrt(config.d_model)  # so that the sines do not drown the words (Vaswani, 3.4)
-        else:
-            self.table = None
+        self.kind = config.positions
+        self.max_len = config.max_len
+        if self.kind == "learned":
+            table = torch.empty(config.max_len, config.d_model)  # init_weights fills it
+            self.table = nn.Parameter(table)
+        if self.kind == "sinusoidal":  # even features are sines, odd ones cosines (Vaswani, 3.5)
+            angles = position_angles(0, config.max_len, config.d_model)  # (max_len, C/2)
+            waves = torch.stack((angles.sin(), angles.cos()), dim=-1)  # (max_len, C/2, 2)
+            # A buffer is not trained, but moves to a GPU with the model. This one is not saved.
+            self.table = nn.Buffer(waves.flatten(1), persistent=False)  # (max_len, C)
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """(B, T, C) -> (B, T, C); x[:, 0] stands at position `start`."""
+        """(B, T, C) -> (B, T, C). `start` is the position of x[:, 0]."""
         stop = start + x.shape[1]
-        require(stop <= self.max_len, "sequence length", stop, f"at most max_len={self.max_len}")
-        return x if self.table is None else self.scale * x + self.table[start:stop]
+        allowed = f"at most max_len={self.max_len}"
+        require(stop <= self.max_len, "sequence length", stop, allowed)
+        if self.kind == "rotary":
+            return x
+        if self.kind == "sinusoidal":
+            # Sines go up to 1, embeddings start near 0: enlarge the embeddings (Vaswani, 3.4).
+            x = x * math.sqrt(x.shape[-1])
+        return x + self.table[start:stop]
+
+
+def check_ids(name: str, ids: Tensor, size_name: str, size: int) -> None:
+    """Raise a ValueError unless ids is an int64 tensor (B, T) of numbers from 0 to size - 1."""
+    good = ids.ndim == 2 and ids.dtype == torch.long
+    require(good, name, f"{ids.dtype} {tuple(ids.shape)}", "int64 (B, T)")
+    # On a CPU only, where looking at the values takes next to no time.
+    if ids.device.type == "cpu" and ids.numel() > 0:
+        low, high = ids.min().item(), ids.max().item()
+        inside = low >= 0 and high < size
+        require(inside, name, f"{low}..{high}", f"at least 0 and below {size_name}={size}")
 
 
 class TokenEmbedding(nn.Module):
-    """Word ids to vectors: word + position (+ segment and a norm in BERT: BERT, figure 2)."""
+    """Token ids to vectors: the embedding of the token + that of its position.
+
+    BERT adds a segment embedding, then a LayerNorm (BERT, figure 2). BERT was pre-trained on pairs
+    of texts, and the segment says whether a token belongs to the first (0) or the second (1).
+    """
+
     def __init__(self, config: Config, vocab_size: int, n_segments: int = 0) -> None:
         super().__init__()
         require(vocab_size > 1, "vocab_size", vocab_size, "at least 2")
         self.tokens = nn.Embedding(vocab_size, config.d_model)
         self.segments = nn.Embedding(n_segments, config.d_model) if n_segments else None
         self.positions = Positions(config)
-        self.norm = nn.Identity() if config.norm_first else nn.LayerNorm(config.d_model, config.norm_eps)
+        if config.norm_first:
+            self.norm = nn.Identity()  # a pre-norm block normalises its input itself
+        else:
+            self.norm = nn.LayerNorm(config.d_model, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids: Tensor, segments: Tensor | None = None, start: int = 0) -> Tensor:
-        """ids and segments (B, T) of int64 -> (B, T, C)."""
-        x = self.look_up("ids", ids, self.tokens, "vocab_size")
-        require(segments is None or self.segments is not None, "segments", "given", "left out: this model has none")
-        if self.segments is not None:
-            segments = torch.zeros_like(ids) if segments is None else segments
-            x = x + self.look_up("segments", segments, self.segments, "n_segments")
-        return self.dropout(self.norm(self.positions(x, start)))
-
-    @staticmethod
-    def look_up(name: str, ids: Tensor, table: nn.Embedding, size: str) -> Tensor:
-        require(ids.ndim == 2 and ids.dtype == torch.long, name, f"{ids.dtype} {tuple(ids.shape)}", "int64 (B, T)")
-        if ids.device.type == "cpu" and ids.numel():  # elsewhere, looking would hold up the device
-            low, high, n = ids.min().item(), ids.max().item(), table.num_embeddings
-            require(low >= 0 and high < n, name, f"{low}..{high}", f"at least 0 and below {size}={n}")
-        return table(ids)
+        """ids and segments (B, T), int64 -> (B, T, C). `start` is the position of ids[:, 0]."""
+        check_ids("ids", ids, "vocab_size", self.tokens.num_embeddings)
+        x = self.tokens(ids)  # (B, T, C)
+        if self.segments is None:
+            allowed = "left out: this model has no segment embeddings"
+            require(segments is None, "segments", "a tensor", allowed)
+        else:
+            if segments is None:
+                segments = torch.zeros_like(ids)  # a single text, as in all data of utils/data
+            check_ids("segments", segments, "n_segments", self.segments.num_embeddings)
+            x = x + self.segments(segments)  # (B, T, C)
+        x = self.positions(x, start)
+        return self.dropout(self.norm(x))
 
 
 class PatchEmbedding(nn.Module):
-    """A picture as a sentence: a class token, then each patch through one linear map (ViT, 3.1)."""
-    def __init__(self, config: Config, image_size: int, patch_size: int, channels: int = 3) -> None:
+    """A picture to a sequence of vectors: a class token, then the patches; + positions (ViT, 3.1).
+
+    Each patch becomes a vector by one linear map. The class token is a learned vector that belongs
+    to no patch. Attention gathers information about the whole picture in it, and the head reads it.
+    """
+
+    def __init__(
+        self, config: Config, image_size: int, patch_size: int, channels: int = 3
+    ) -> None:
         super().__init__()
         self.input_shape = (channels, image_size, image_size)
-        # A convolution whose stride is its width is that linear map, slid over the patches.
-        self.project = nn.Conv2d(channels, config.d_model, kernel_size=patch_size, stride=patch_size)
-        self.class_token = nn.Parameter(torch.empty(1, 1, config.d_model))
+        # A convolution multiplies a small window of the picture by its weight, at many places. If
+        # the window is a patch and moves on by one patch (stride), it is one linear map per patch.
+        self.project = nn.Conv2d(channels, config.d_model, patch_size, stride=patch_size)
+        self.class_token = nn.Parameter(torch.empty(1, 1, config.d_model))  # init_weights fills it
         self.positions = Positions(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, channels, h, w) -> (B, T, C), T = 1 + patches, row by row from the top left."""
+        """(B, channels, height, width) -> (B, T, C). T = 1 + patches, row by row from the top."""
         good = images.ndim == 4 and tuple(images.shape[1:]) == self.input_shape
-        require(good, "images", tuple(images.shape), "(B, {}, {}, {})".format(*self.input_shape))
-        patches = self.project(images).flatten(2).transpose(1, 2)
-        x = torch.cat((self.class_token.expand(len(images), -1, -1), patches), dim=1)
+        channels, height, width = self.input_shape
+        require(good, "images", tuple(images.shape), f"(B, {channels}, {height}, {width})")
+        x = self.project(images)  # (B, C, rows, columns)
+        x = x.flatten(2).transpose(1, 2)  # (B, patches, C)
+        class_tokens = self.class_token.expand(len(images), -1, -1)  # (B, 1, C): shared by all
+        x = torch.cat((class_tokens, x), dim=1)  # (B, T, C)
         return self.dropout(self.positions(x))
 
 
-class MLMHead(nn.Sequential):
-    """States (..., C) to words (..., V): dense, activation, norm, then the word table read backwards (BERT's code)."""
+# ---------------------------------------------------------------------------------- what comes out
+
+
+class MLMHead(nn.Module):
+    """BERT's head for masked language modelling: a hidden state to a logit for every token.
+
+    The layers before the last are those of BERT's published code; the paper does not mention them.
+    """
+
     def __init__(self, config: Config, tokens: nn.Embedding, tied: bool = True) -> None:
-        decoder = nn.Linear(config.d_model, tokens.num_embeddings)
-        if tied:
-            decoder.weight = tokens.weight
-        dense, activation = nn.Linear(config.d_model, config.d_model), ACTIVATIONS[config.activation]()
-        super().__init__(dense, activation, nn.LayerNorm(config.d_model, config.norm_eps), decoder)
-
-
-class ClassHead(nn.Sequential):
-    """States (..., C), of the first tokens, to classes (..., K); BERT pools by dense and tanh first (BERT's code)."""
-    def __init__(self, config: Config, n_classes: int, pooler: bool = False) -> None:
-        require(n_classes > 1, "n_classes", n_classes, "at least 2")
+        """`tied`: the last layer, which BERT's code calls the decoder, and the token embeddings are
+        one weight (V, C). The logit of a token is then the dot product of the hidden state with the
+        embedding of the token, plus a bias.
+        """
         super().__init__()
-        self.pooler = nn.Sequential(nn.Linear(config.d_model, config.d_model), nn.Tanh()) if pooler else nn.Identity()
+        self.dense = nn.Linear(config.d_model, config.d_model)
+        self.activation = ACTIVATIONS[config.activation]()
+        self.norm = nn.LayerNorm(config.d_model, config.norm_eps)
+        self.decoder = nn.Linear(config.d_model, tokens.num_embeddings)
+        if tied:
+            self.decoder.weight = tokens.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., V)."""
+        x = self.norm(self.activation(self.dense(x)))  # (..., C)
+        return self.decoder(x)
+
+
+class ClassHead(nn.Module):
+    """The hidden state of the first position to a logit for every class.
+
+    The first position holds ViT's class token, or the token [CLS] that BERT's data modules put in
+    front of every text. Transformer passes it alone (head_position=0). BERT first applies one more
+    linear layer and tanh, in its code the pooler.
+    """
+
+    def __init__(self, config: Config, n_classes: int, pooler: bool = False) -> None:
+        super().__init__()
+        require(n_classes > 1, "n_classes", n_classes, "at least 2")
+        self.pooler = nn.Linear(config.d_model, config.d_model) if pooler else None
         self.classifier = nn.Linear(config.d_model, n_classes)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C) -> (B, K)."""
+        if self.pooler is not None:
+            x = torch.tanh(self.pooler(x))
+        return self.classifier(x)
 
-# ------------------------------------------------------------------------------------------------ the models
+
+# -------------------------------------------------------------------------------- the three models
+
+
 class EncoderTransformer(Transformer):
-    """BERT and ViT: every position sees every other."""
+    """BERT and ViT: every position attends to every other. Vaswani 2017 calls this an encoder."""
+
     @classmethod
-    def bert(cls, config: Config, vocab_size: int, n_segments: int = 2, n_classes: int = 0, tied: bool = True):
-        """ids (B, T) -> logits (B, T, V) for every word or, given `n_classes`, (B, K) for the whole text."""
+    def bert(
+        cls,
+        config: Config,
+        vocab_size: int,
+        n_segments: int = 2,
+        n_classes: int = 0,
+        tied: bool = True,
+    ) -> EncoderTransformer:
+        """ids (B, T) -> logits (B, T, V); with `n_classes`, logits (B, K) for the whole text."""
         require(not config.causal, "causal", config.causal, "False in an encoder")
         embed = TokenEmbedding(config, vocab_size, n_segments)
-        head = ClassHead(config, n_classes, pooler=True) if n_classes else MLMHead(config, embed.tokens, tied)
-        return cls(config, embed, head)
+        if n_classes:
+            return cls(config, embed, ClassHead(config, n_classes, pooler=True), head_position=0)
+        return cls(config, embed, MLMHead(config, embed.tokens, tied))
 
     @classmethod
-    def vit(cls, config: Config, image_size: int, patch_size: int, n_classes: int, channels: int = 3):
-        """images (B, channels, image_size, image_size) -> logits (B, K). Sets max_len to 1 + the patches."""
+    def vit(
+        cls, config: Config, image_size: int, patch_size: int, n_classes: int, channels: int = 3
+    ) -> EncoderTransformer:
+        """images (B, channels, image_size, image_size) -> logits (B, K).
+
+        The number of patches decides max_len, whatever `config` says.
+        """
         require(not config.causal, "causal", config.causal, "False in an encoder")
-        tiles = patch_size > 0 and image_size % patch_size == 0
-        require(tiles, "patch_size", patch_size, f"a divisor of image_size={image_size}")
-        config = replace(config, max_len=1 + (image_size // patch_size) ** 2)
+        divides = patch_size > 0 and image_size % patch_size == 0
+        require(divides, "patch_size", patch_size, f"a divisor of image_size={image_size}")
+        n_patches = (image_size // patch_size) ** 2
+        config = replace(config, max_len=1 + n_patches)
         embed = PatchEmbedding(config, image_size, patch_size, channels)
-        return cls(config, embed, ClassHead(config, n_classes))
+        return cls(config, embed, ClassHead(config, n_classes), head_position=0)
 
 
 class DecoderTransformer(Transformer):
-    """GPT: a position sees only itself and what came before, so that the model can write on."""
+    """GPT: a position attends to itself and to earlier positions only, so it can predict what comes
+    next. Vaswani 2017 calls this a decoder. ids (B, T) -> logits (B, T, V).
+    """
+
     def __init__(self, config: Config, vocab_size: int, tied: bool = True) -> None:
+        """`tied`: head and token embeddings are one weight, as in MLMHead."""
         require(config.causal, "causal", config.causal, "True in a decoder")
         embed = TokenEmbedding(config, vocab_size)
         head = nn.Linear(config.d_model, vocab_size, bias=False)
@@ -352,177 +646,425 @@ class DecoderTransformer(Transformer):
             head.weight = embed.tokens.weight
         super().__init__(config, embed, head)
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # PyTorch records nothing for gradients
     def stream(
-        self, ids: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
-        top_p: float | None = None, generator: torch.Generator | None = None, use_cache: bool = True,
+        self,
+        ids: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+        use_cache: bool = True,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Write on from ids (B, T), T >= 1, one word at a time: yields its ids (B,) and the logits (B, V) behind it.
+        """Continue the token ids (B, T) of B equally long texts, one token at a time.
 
-        Call eval() first, or dropout is on. When max_len is reached, the older half of the context is forgotten and
-        the rest read again.
+        Yields, for each step, the ids (B,) of the new tokens, one for every text, and the logits
+        (B, V) that they were sampled from. temperature, top_k, top_p: see sampling_probabilities.
+        use_cache: keep keys and values, which is faster; False gives the same text. Call eval()
+        on the model before, or dropout is on. Of a prompt longer than max_len the end is read.
+        When a text has grown beyond max_len, its older half is forgotten. The rest gets new
+        positions from 0 on, so it is read again; many tokens can follow before the next cut.
         """
-        require(ids.ndim == 2 and ids.numel() > 0, "ids", tuple(ids.shape), "(B, T) with at least one word")
+        good = ids.ndim == 2 and ids.numel() > 0
+        require(good, "ids", tuple(ids.shape), "(B, T) with at least one token")
         require(max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0")
-        size = min(self.config.max_len, ids.shape[1] + max_new_tokens)
-        ids, caches = ids[:, -self.config.max_len :], None
+        max_len = self.config.max_len
+        cache_size = min(max_len, ids.shape[1] + max_new_tokens)  # the most that is ever cached
+        ids = ids[:, -max_len:]
+        caches = None
         for _ in range(max_new_tokens):
-            if ids.shape[1] > self.config.max_len:
-                ids, caches = ids[:, -(self.config.max_len // 2 + 1) :], None
-            new = ids if caches is None else ids[:, -1:]
-            if use_cache and caches is None:
-                caches = [KVCache(len(ids), size, self.config, self.embed.tokens.weight) for _ in self.blocks]
-            logits = self(new, caches=caches, scored=(ALL, -1))
-            chosen = torch.multinomial(next_word(logits, temperature, top_k, top_p), 1, generator=generator)
-            ids = torch.cat((ids, chosen), dim=1)
-            yield chosen[:, 0], logits
+            if ids.shape[1] > max_len:
+                ids = ids[:, -(max_len // 2 + 1) :]  # half of max_len and the newest token
+                caches = None
+            if not use_cache:
+                new = ids  # all tokens are read again at every step
+            elif caches is None:
+                new = ids  # all tokens are read once, into empty caches
+                like = self.embed.tokens.weight
+                caches = [KVCache(len(ids), cache_size, self.config, like) for _ in self.blocks]
+            else:
+                new = ids[:, -1:]  # (B, 1): the caches hold all but the newest token
+            logits = self(new, caches=caches, keep=-1)  # (B, V), of the last position
+            probabilities = sampling_probabilities(logits, temperature, top_k, top_p)  # (B, V)
+            token = torch.multinomial(probabilities, 1, generator=generator)  # (B, 1)
+            ids = torch.cat((ids, token), dim=1)  # (B, T + 1)
+            yield token[:, 0], logits
 
     def generate(self, ids: Tensor, max_new_tokens: int, **sampling) -> Tensor:
-        """ids (B, T) -> (B, T + max_new_tokens). `sampling`: temperature, top_k, top_p, generator, use_cache."""
-        return torch.cat((ids, *(word[:, None] for word, _ in self.stream(ids, max_new_tokens, **sampling))), dim=1)
+        """ids (B, T) -> (B, T + max_new_tokens). `sampling`: the other arguments of `stream`."""
+        for token, _ in self.stream(ids, max_new_tokens, **sampling):
+            ids = torch.cat((ids, token[:, None]), dim=1)
+        return ids
 
 
-def next_word(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """Logits (B, V) -> the probabilities (B, V) to draw from: sharpened, then cut to k words, then to mass p."""
-    require(temperature >= 0, "temperature", temperature, "at least 0 (0: always the likeliest word)")
-    require(top_k is None or top_k >= 1, "top_k", top_k, "at least 1, or None for all words")
-    require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "above 0 and at most 1, or None for all words")
+def sampling_probabilities(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Tensor:
+    """Logits (B, V) -> the probabilities (B, V) from which the next token is drawn.
+
+    temperature: below 1 makes likely tokens even likelier; 0 always takes the likeliest. top_k:
+    only the k likeliest tokens remain possible. top_p: the least likely tokens are dropped as long
+    as the others keep a total probability of at least p (Holtzman 2019, "The curious case of neural
+    text degeneration").
+    """
+    require(temperature >= 0, "temperature", temperature, "at least 0 (0: the likeliest token)")
+    require(top_k is None or top_k >= 1, "top_k", top_k, "at least 1, or None for all tokens")
+    good = top_p is None or 0 < top_p <= 1
+    require(good, "top_p", top_p, "above 0 and at most 1, or None for all tokens")
+    vocab_size = logits.shape[-1]
     if temperature == 0:
-        return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], -math.inf)
+        return F.one_hot(logits.argmax(-1), vocab_size).to(logits.dtype)
+
+    # At least float32: in 16 bits many tokens would get exactly the same probability.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits / temperature
+    if top_k is not None and top_k < vocab_size:
+        smallest = logits.topk(top_k).values[:, -1:]  # (B, 1): the smallest logit that remains
+        logits = logits.masked_fill(logits < smallest, -math.inf)
     if top_p is not None and top_p < 1:
-        ordered = logits.sort(descending=True).values
-        above = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass of the likelier words
-        least = ordered.masked_fill(above >= top_p, math.inf).amin(-1, keepdim=True)
-        logits = logits.masked_fill(logits < least, -math.inf)
+        ordered, places = logits.sort(descending=True)  # (B, V) each, the likeliest token first
+        probabilities = ordered.softmax(-1)
+        # For each token, the total probability of all likelier ones. Probabilities of 0.5, 0.3, 0.2
+        # give 0, 0.5, 0.8; with top_p = 0.7 the third token is dropped.
+        before = probabilities.cumsum(-1) - probabilities
+        ordered = ordered.masked_fill(before >= top_p, -math.inf)
+        logits = logits.scatter(-1, places, ordered)  # write each logit back to its own place
     return logits.softmax(-1)
 
 
-# ------------------------------------------------------------------------------------------------ training
+# ---------------------------------------------------------------------------------------- training
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained. Weight decay is for matrices that multiply: not for embeddings, norms and biases."""
+    """How a model is trained: the optimiser and the learning rate."""
 
-    optimizer: str = "adamw"  # or "muon": for the blocks' matrices, which then learn faster; AdamW for the rest
-    lr: float = 1e-3  # AdamW's
-    muon_lr: float = 0.02
-    weight_decay: float = 0.1
+    # "adamw": AdamW for all weights. "muon": Muon for the matrices of the blocks (utils/muon.py
+    # explains it), AdamW for the other weights.
+    optimizer: str = "adamw"
+    lr: float = 1e-3  # AdamW's highest learning rate
+    muon_lr: float = 0.02  # Muon's highest learning rate
+    # A step of AdamW is the learning rate times the running average of the gradient, divided by the
+    # square root of the running average of the squared gradient, so that weights with small
+    # gradients move as far as others. New average = beta x old average + (1 - beta) x new value.
     betas: tuple[float, float] = (0.9, 0.95)
-    warmup: int = 100  # steps over which the learning rate rises from 0
-    final_lr: float = 0.1  # the fraction of the learning rate on which the cosine ends
-    seed: int = 0  # of dropout
+    weight_decay: float = 0.1  # every step also subtracts learning rate x weight_decay x weight
+    warmup: int = 100  # steps in which the learning rate rises
+    final_lr: float = 0.1  # the learning rate at the end, as a fraction of the highest
+    seed: int = 0  # of dropout; torch.manual_seed decides the initial weights, `data` the batches
 
     def __post_init__(self) -> None:
-        require(self.optimizer in ("adamw", "muon"), "optimizer", self.optimizer, "adamw or muon")
+        known = self.optimizer in ("adamw", "muon")
+        require(known, "optimizer", self.optimizer, "adamw or muon")
         for name in ("lr", "muon_lr", "weight_decay", "warmup", "final_lr"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
 
 
-torch.serialization.add_safe_globals([Config, Recipe])  # checkpoints hold them, and load with weights_only=True
+# BERT, GPT and ViT below save their Config and Recipe in checkpoints. A checkpoint is a pickle
+# file, which can contain code that runs when it is loaded. PyTorch therefore loads no classes but
+# those that are named here.
+torch.serialization.add_safe_globals([Config, Recipe])
 
 
 class LitTransformer(L.LightningModule):
-    """The one training step: `*inputs, targets = batch`; a last, boolean input is the mask; -100 is not scored."""
-    def __init__(self, model: Transformer, n_classes: int, recipe: Recipe) -> None:
+    """The training step of all three models, as a module of Lightning.
+
+    For every batch Lightning calls `training_step`, computes the gradients of the loss that it
+    returns, clips them (see `train`), lets the optimiser change the weights, sets the gradients to
+    zero, and sets the next learning rate.
+
+    A batch is a tuple: the inputs of the model, an optional padding mask (the only boolean input),
+    the targets. The targets are classes (B,) or tokens (B, T). The data modules put -100 where a
+    token is not to be predicted; such targets are ignored.
+    """
+
+    def __init__(self, model: Transformer, n_outputs: int, recipe: Recipe) -> None:
+        """`n_outputs`: how many logits each prediction has: V for tokens or K for classes."""
         super().__init__()
-        self.model, self.recipe = model, recipe
+        self.model = model
+        self.recipe = recipe
         self.criterion = nn.CrossEntropyLoss()
-        self.accuracy_fn = MulticlassAccuracy(n_classes, average="micro", validate_args=False)
+        # micro: the share of all targets that are predicted correctly, whatever their class. The
+        # arguments are not validated at every step, which would take time.
+        self.accuracy_fn = MulticlassAccuracy(n_outputs, average="micro", validate_args=False)
 
     def step(self, batch: tuple[Tensor, ...], stage: str) -> Tensor:
-        """Loss over the N scored targets. Logged per step and, weighted by N and so exact, per epoch."""
+        """The loss of one batch: the mean cross-entropy of its N targets. `stage`: train, val or
+        test.
+        """
         *inputs, targets = batch
-        mask = inputs.pop() if inputs[-1].dtype == torch.bool else None
-        scored = targets != -100
-        scored = ALL if scored.all() else scored  # a mask makes copies: 1 % of a step of a small GPT
-        logits = self.model(*inputs, mask=mask, scored=scored).flatten(0, -2)  # (N, V), or (B, K) as it is
-        targets = targets[scored].flatten()
+        mask = None
+        if inputs[-1].dtype == torch.bool:
+            mask = inputs.pop()  # (B, T)
+        scored = targets != -100  # True at N targets
+        if scored.all():  # GPT in training, and classes
+            logits = self.model(*inputs, mask=mask)  # (B, T, V) or (B, K)
+        else:  # BERT's masked tokens; GPT in validation, where a text is read in windows that
+            # overlap, and every token is scored in one of them
+            logits = self.model(*inputs, mask=mask, keep=scored)  # (N, V)
+        if logits.ndim == 3:
+            logits = logits.flatten(0, 1)  # (B, T, V) -> (N, V)
+        targets = targets[scored]  # (N,), in the order of the logits
         loss = self.criterion(logits, targets)
-        figures = {f"{stage}_loss": loss, f"{stage}_acc": self.accuracy_fn(logits, targets)}
-        how = {"on_step": stage != "test", "on_epoch": True, "prog_bar": True, "sync_dist": stage != "train"}
-        self.log_dict(figures, batch_size=float(len(targets)), **how)  # a float: Lightning rounds a mean off
+        accuracy = self.accuracy_fn(logits, targets)
+        # on_step: log the figures of this batch. on_epoch: log their average in the epoch, in which
+        # batch_size says how much a batch counts. sync_dist: average over several GPUs. Lightning
+        # averages batch_size over them as well, and would round that average if it was an int.
+        self.log_dict(
+            {f"{stage}_loss": loss, f"{stage}_acc": accuracy},
+            on_step=stage != "test",
+            on_epoch=True,
+            batch_size=float(len(targets)),
+            sync_dist=stage != "train",  # not in training, where it would slow down every step
+            prog_bar=True,
+        )
         return loss
 
-    def training_step(self, batch: tuple[Tensor, ...], _: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         return self.step(batch, "train")
 
-    def validation_step(self, batch: tuple[Tensor, ...], _: int) -> Tensor:
+    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         return self.step(batch, "val")
 
-    def test_step(self, batch: tuple[Tensor, ...], _: int) -> Tensor:
+    def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         return self.step(batch, "test")
 
     def configure_optimizers(self) -> dict:
-        """AdamW or Muon, and the learning rate's course, as the recipe says: utils/optim.py."""
-        from utils.optim import optimizer_and_schedule
+        """The optimiser, and a scheduler that sets the learning rate for the next step.
 
-        return optimizer_and_schedule(self, self.recipe)
+        Weight decay is for the matrices of linear layers and of the patch projection. Embeddings
+        do not decay, nor a head that shares their weight, nor positions, the class token,
+        LayerNorms and biases.
+        """
+        recipe = self.recipe
+        # Sets compare tensors by identity: a weight that head and embedding share is in both sets.
+        matrices = {m.weight for m in self.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+        embeddings = {m.weight for m in self.modules() if isinstance(m, nn.Embedding)}
+        decay, no_decay = [], []
+        for parameter in self.parameters():
+            if not parameter.requires_grad:  # frozen
+                continue
+            if parameter in matrices and parameter not in embeddings:
+                decay.append(parameter)
+            else:
+                no_decay.append(parameter)
+        groups = [{"params": decay}, {"params": no_decay, "weight_decay": 0.0}]
+
+        optimizer_class = torch.optim.AdamW
+        if recipe.optimizer == "muon":
+            from utils.muon import Muon, muon_groups
+
+            # The blocks' matrices leave AdamW's groups for groups of their own, with muon_lr.
+            groups = muon_groups(groups, self.model.blocks, recipe.muon_lr)
+            optimizer_class = Muon
+        optimizer = optimizer_class(
+            groups,
+            lr=recipe.lr,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=True,  # updates all parameters in one call, which is faster
+        )
+        # Sets the learning rate of every group to lr_factor(step) times its highest.
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def lr_factor(self, step: int) -> float:
+        """The learning rate at a step, as a fraction of the highest: a warm-up times a cosine."""
+        # Rises from 1 / (warmup + 1) at step 0 to 1 at step `warmup`, then stays.
+        warmup = min(1.0, (step + 1) / (self.recipe.warmup + 1))
+        cosine = (1 + math.cos(math.pi * self.progress(step))) / 2  # falls from 1 to 0
+        final = self.recipe.final_lr
+        return warmup * (final + (1 - final) * cosine)  # the second factor falls from 1 to final
+
+    def progress(self, step: int) -> float:
+        """How much of the run is done at a step, from 0 to 1: of its steps, or of its time if a
+        time limit ends it earlier.
+        """
+        if step == 0:  # the scheduler asks once before Lightning knows the number of steps
+            return 0.0
+        n_steps = self.trainer.estimated_stepping_batches
+        done = step / n_steps
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, Timer):  # the Trainer has one if it was given max_time
+                elapsed, left = callback.time_elapsed(), callback.time_remaining()
+                done = max(done, elapsed / (elapsed + left))
+        return min(done, 1.0)
 
 
 class BERT(LitTransformer):
-    """Words in, with some masked; the masked words out (BERT, 3.1). With `n_classes`, a text's class instead."""
-    def __init__(self, config: Config, vocab_size: int, recipe: Recipe, n_classes: int = 0, tied: bool = True) -> None:
+    """BERT with its training step. Inputs: ids (B, T), in which BERTData of utils/data/text.py has
+    replaced a share of the tokens by the token [MASK] (or, if asked to, by random tokens). Targets:
+    the original ids at these positions, -100 at all others (BERT, 3.1). With `n_classes`: ids
+    (B, T) and a padding mask (B, T) from TableData of utils/data/labelled.py, and the classes (B,).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        vocab_size: int,
+        recipe: Recipe,
+        n_classes: int = 0,
+        tied: bool = True,
+    ) -> None:
         model = EncoderTransformer.bert(config, vocab_size, n_classes=n_classes, tied=tied)
-        super().__init__(model, n_classes or vocab_size, recipe)
-        self.save_hyperparameters(logger=False)
+        n_outputs = n_classes if n_classes else vocab_size
+        super().__init__(model, n_outputs, recipe)
+        self.save_hyperparameters(logger=False)  # put the arguments above into checkpoints
 
 
 class GPT(LitTransformer):
-    """Words in, the next word out at every position (GPT-2, 2)."""
-    def __init__(self, config: Config, vocab_size: int, recipe: Recipe, tied: bool = True) -> None:
+    """GPT with its training step. Inputs: ids (B, T). Targets: at each position the id of the token
+    that follows (GPT-2, 2); GPTData of utils/data/text.py shifts the text by one token.
+    """
+
+    def __init__(
+        self, config: Config, vocab_size: int, recipe: Recipe, tied: bool = True
+    ) -> None:
         super().__init__(DecoderTransformer(config, vocab_size, tied), vocab_size, recipe)
-        self.save_hyperparameters(logger=False)
+        self.save_hyperparameters(logger=False)  # put the arguments above into checkpoints
 
 
 class ViT(LitTransformer):
-    """A picture in, its class out (ViT, 3.1)."""
-    def __init__(self, config: Config, image_size: int, patch_size: int, n_classes: int, recipe: Recipe, channels=3):
-        super().__init__(EncoderTransformer.vit(config, image_size, patch_size, n_classes, channels), n_classes, recipe)
-        self.save_hyperparameters(logger=False)
+    """ViT with its training step. Inputs: pictures. Targets: their classes (ViT, 3.1)."""
+
+    def __init__(
+        self,
+        config: Config,
+        image_size: int,
+        patch_size: int,
+        n_classes: int,
+        recipe: Recipe,
+        channels: int = 3,
+    ) -> None:
+        model = EncoderTransformer.vit(config, image_size, patch_size, n_classes, channels)
+        super().__init__(model, n_classes, recipe)
+        self.save_hyperparameters(logger=False)  # put the arguments above into checkpoints
 
 
-def train(module: LitTransformer, data: L.LightningDataModule, out: str | Path, resume: bool = False, **options):
-    """Fit `module` on `data`, return it; `options` go to Lightning's Trainer, which is then `module.trainer`.
+def train(
+    module: LitTransformer,
+    data: L.LightningDataModule,
+    out: str | Path,
+    resume: bool = False,
+    **options,
+) -> LitTransformer:
+    """Train `module` on `data` and return it; afterwards `module.trainer` is Lightning's Trainer.
 
-    Leaves `out`/metrics.csv and `out`/checkpoints/{best,last}.ckpt, best by the validation loss. `resume` goes on
-    from last.ckpt, to the weights, bit for bit on a CPU, that an uninterrupted run reaches.
+    out: the folder for metrics.csv, checkpoints/best.ckpt (of the lowest validation loss) and
+    checkpoints/last.ckpt. resume: continue from last.ckpt; on a CPU the weights at the end are
+    then equal, to the last bit, to those of a run that was never interrupted. options: arguments
+    of Lightning's Trainer, such as max_steps.
     """
-    from utils.optim import Repeatable
+    validated = options.get("limit_val_batches") != 0
+    require(validated, "limit_val_batches", 0, "above 0: the validation loss picks best.ckpt")
+    folder = Path(out, "checkpoints")
+    last = folder / "last.ckpt"
+    require(last.is_file() or not resume, "resume", resume, f"False: there is no checkpoint {last}")
 
-    require(options.get("limit_val_batches") != 0, "limit_val_batches", 0, "above 0: the validation picks best.ckpt")
-    last = Path(out, "checkpoints", "last.ckpt")
-    require(last.is_file() or not resume, "resume", resume, f"False where there is no checkpoint {last}")
-    keep = {"dirpath": last.parent, "enable_version_counter": False}
-    savers = [ModelCheckpoint(filename="best", monitor="val_loss", **keep), ModelCheckpoint(filename="last", **keep)]
-    options = {"gradient_clip_val": 1.0, "num_sanity_val_steps": 0, "log_every_n_steps": 10} | options
-    options["callbacks"] = [*savers, *options.get("callbacks", []), Repeatable()]  # `best` first: the Trainer's own
-    # The data modules themselves deal out their batches to several devices.
-    trainer = L.Trainer(**options, logger=CSVLogger(out, name="", version=""), use_distributed_sampler=False)
-    trainer.fit(module.train(), data, ckpt_path=last if resume else None)  # Lightning keeps the mode that it finds
+    # After each validation: best.ckpt, if its loss is the lowest so far, and last.ckpt. Without
+    # version counters, each overwrites the file before it.
+    save_best = ModelCheckpoint(folder, "best", monitor="val_loss", enable_version_counter=False)
+    save_last = ModelCheckpoint(folder, "last", enable_version_counter=False)
+    callbacks = [save_best, save_last, *options.pop("callbacks", []), Housekeeping()]
+    defaults = {
+        "gradient_clip_val": 1.0,  # scale all gradients down together if their norm exceeds 1
+        "num_sanity_val_steps": 0,  # no validation before the training
+        "log_every_n_steps": 10,
+    }
+    trainer = L.Trainer(
+        **(defaults | options),
+        callbacks=callbacks,
+        logger=CSVLogger(out, name="", version=""),
+        # The data modules divide the data among several GPUs, so Lightning need not.
+        use_distributed_sampler=False,
+    )
+    module.train()  # training mode (dropout on); Lightning leaves the mode as it is
+    trainer.fit(module, data, ckpt_path=last if resume else None)
     return module
 
 
 def train_bert(data: L.LightningDataModule, config: Config, recipe: Recipe, **options) -> BERT:
-    """Train BERT on a utils.text.BERTData; `options` as in `train`."""
+    """Train BERT on a BERTData of utils/data/text.py. options: `out` and the others of `train`."""
     return train(BERT(config, data.vocab_size, recipe), data, **options)
 
 
 def train_gpt(data: L.LightningDataModule, config: Config, recipe: Recipe, **options) -> GPT:
-    """Train GPT on a utils.text.GPTData; `options` as in `train`."""
+    """Train GPT on a GPTData of utils/data/text.py. options: `out` and the others of `train`."""
     return train(GPT(config, data.vocab_size, recipe), data, **options)
 
 
-def train_vit(data: L.LightningDataModule, config: Config, patch_size: int, recipe: Recipe, **options) -> ViT:
-    """Train ViT on a utils.images.ImageData; `options` as in `train`."""
-    return train(ViT(config, data.image_size, patch_size, data.n_classes, recipe, data.channels), data, **options)
+def train_vit(
+    data: L.LightningDataModule, config: Config, patch_size: int, recipe: Recipe, **options
+) -> ViT:
+    """Train ViT on an ImageData of utils/data/images.py. options: `out` and others of `train`."""
+    module = ViT(config, data.image_size, patch_size, data.n_classes, recipe, data.channels)
+    return train(module, data, **options)
+
+
+# ------------------------------------------------------------ details to skip at a first reading
+
+
+class Housekeeping(L.Callback):
+    """What the training of `train` needs besides its recipe."""
+
+    def on_train_start(self, trainer: L.Trainer, module: LitTransformer) -> None:
+        """Let Lightning clip gradients in mixed precision (a part of the computation in 16 bits).
+
+        In float16 the loss is multiplied by a large number, or small gradients would become 0, and
+        so the gradients are too large until they are divided by it. They must be divided before
+        they are clipped. A fused optimiser declares, by the attribute below, that it divides them
+        in its own step; that would be too late, so Lightning refuses to clip. Without the
+        declaration, Lightning divides them first.
+        """
+        for optimizer in trainer.optimizers:
+            optimizer._step_supports_amp_scaling = False
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: LitTransformer, batch: object, batch_idx: int
+    ) -> None:
+        """Let dropout depend on the recipe's seed and on the number of the batch alone.
+
+        Otherwise it would depend on all random numbers drawn before, and a resumed run has not
+        drawn them.
+        """
+        # The number of the batch in the run. A step of the optimiser may take several batches
+        # (accumulate_grad_batches), whose gradients are added; batch_idx restarts in every epoch.
+        per_step = trainer.accumulate_grad_batches
+        number = trainer.global_step * per_step + batch_idx % per_step
+        # With several GPUs, each draws its own dropout: global_rank numbers them from 0 on.
+        number = number * trainer.world_size + trainer.global_rank
+        # Other seeds of the recipe give numbers that are far away.
+        seed = module.recipe.seed * 1_000_003 + number
+        if module.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # quicker than torch.manual_seed
+        else:
+            torch.get_device_module(module.device).manual_seed(seed)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_) -> None:
+        """After the last step, end the epoch, and validate, which also saves the checkpoints."""
+        if trainer.global_step >= trainer.estimated_stepping_batches:
+            trainer.should_stop = True  # ends the epoch, then the run
+        if trainer.should_stop:  # also where a time limit has set it
+            # When an epoch ends, Lightning validates if the number of the epoch is a multiple of
+            # check_val_every_n_epoch, which the last one need not be. None: it always validates.
+            trainer.check_val_every_n_epoch = None
+
+
+# ------------------------------------------------------------------------------- the command line
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """python transformer.py bert|gpt|vit ...: train a preset, score it on the test part, leave everything in --out."""
-    from utils.command import command
-
+    """python transformer.py bert|gpt|vit ...: train a model, test it, and keep the results."""
+    # The command line imports this file. So that the two do not import each other, this one looks
+    # up its function by name.
+    command = resolve_name("utils.training.command:command")
     raise SystemExit(command(arguments))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from utils.presets import PRESETS
+from utils.training.presets import PRESETS
 
 SMALL = {"n_layers": 1, "n_heads": 2, "d_model": 16, "d_ff": 32, "dropout": 0.1, "positions": "rotary"}
 SETTINGS = {

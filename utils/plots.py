@@ -1,4 +1,4 @@
-"""Pictures of data, of a run, and of what a model does. Functions return a Figure if they do not say else."""
+"""Plots of a training run, of attention and of data. Functions return a matplotlib Figure unless they say otherwise."""
 
 from __future__ import annotations
 
@@ -11,67 +11,79 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # from a palette that colour-blind readers tell apart
-GLOW = LinearSegmentedColormap.from_list("glow", [ORANGE + "00", ORANGE + "e6"])  # from clear to nearly opaque
+from utils.files import whole
+
+# Colours that colour-blind readers can tell apart (Okabe and Ito 2008, "Color universal design").
+BLUE = "#0072B2"
+ORANGE = "#D55E00"
+GREY = "#666666"
+OVERLAY = LinearSegmentedColormap.from_list("overlay", [ORANGE + "00", ORANGE + "e6"])  # transparent to nearly opaque
+TINTS = ("#cfe8f7", "#fbe3cf", "#d9f0e3", "#f3dcec")  # pale, so that dark text on them can be read
+SAMPLE_WIDTH = 100  # characters in a line of the sample below a loss curve
+SAMPLE_LINES = 12
+
+Series = dict[str, tuple[list[float], list[float]]]  # name -> (steps, values)
 
 
-def read_metrics(path: str | Path) -> dict[str, tuple[list[float], list[float]]]:
-    """Lightning's metrics.csv -> {name: (steps, values)}, without the empty cells."""
+# ------------------------------------------------------------------------------------------------ training
+def read_metrics(path: str | Path) -> Series:
+    """Read the metrics.csv of Lightning's CSVLogger: {name: (steps, values)}, without the empty cells."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    names = [name for name in (rows[0] if rows else {}) if name not in ("step", "epoch")]
-    return {
-        name: ([float(row["step"]) for row in rows if row[name]], [float(row[name]) for row in rows if row[name]])
-        for name in names
-    }
+    series = {}
+    for name in rows[0] if rows else ():
+        if name in ("step", "epoch"):
+            continue
+        filled = [row for row in rows if row[name]]
+        steps = [float(row["step"]) for row in filled]
+        values = [float(row[name]) for row in filled]
+        series[name] = (steps, values)
+    return series
 
 
 def loss_curve(
-    metrics: str | Path | dict[str, tuple[list[float], list[float]]],
+    metrics: str | Path | Series,
     baselines: dict[str, float] | None = None,
     title: str = "",
     validation: str = "validation (full pass)",
     sample: str = "",
     unit: str = "nats",
 ) -> Figure:
-    """Training and validation loss against the step, in `unit`; baselines, in the same, as dashed lines.
+    """The training and the validation loss over the steps, with baselines as dashed lines.
 
-    metrics: a metrics.csv, or what `read_metrics` makes of one. sample: a text to stand below.
+    metrics: the path of a metrics.csv, or the series of `read_metrics`. baselines: name -> loss, in `unit`.
+    validation: the label of the validation loss. sample: a text below the curve. unit: the unit of the losses.
     """
     series = metrics if isinstance(metrics, dict) else read_metrics(metrics)
-    if sample:
-        lines = [line for part in sample.splitlines() for line in textwrap.wrap(part, 100) or [""]][:12]
-        figure = Figure(figsize=(8, 4.5 + 0.2 * len(lines)), layout="constrained", dpi=120)
-        axes, below = figure.subplots(2, 1, height_ratios=[4.5, 0.2 * len(lines)])
+    baselines = baselines or {}
+    lines = wrapped(sample)
+    height = 0.2 * len(lines)  # of the sample, in inches
+    figure = Figure(figsize=(8, 4.5 + height), layout="constrained", dpi=120)
+    if lines:
+        axes, below = figure.subplots(2, 1, height_ratios=[4.5, height])
         below.set_axis_off()
         below.text(0, 1, "\n".join(lines), family="monospace", fontsize=8, va="top", parse_math=False)
     else:
-        figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=120)
         axes = figure.subplots()
-    steps, losses = series.get("train_loss_step") or series["train_loss_epoch"]  # a very short run logs no step
+
+    # A run of a few steps logs its training loss by epoch only.
+    steps, losses = series.get("train_loss_step") or series["train_loss_epoch"]
     axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=1)
-    # The mean of the last tenth of the run so far that ends here: readable, and honest about where it begins.
+    # A moving average over a thirtieth of the run. Each value stands at the last step that it averages, so the curve
+    # begins only after the first `width` logged steps.
     width = max(1, len(losses) // 30)
     smooth = np.convolve(losses, np.ones(width) / width, "valid")
     axes.plot(steps[width - 1 :], smooth, color=BLUE, label=f"training (mean of {width} logged steps)")
     if "val_loss_epoch" in series:
         axes.plot(*series["val_loss_epoch"], color=ORANGE, marker="o", markersize=4, label=validation)
-    top = 1.1 * max([*(baselines or {}).values(), *smooth])
-    levels = sorted((baselines or {}).values())
-    for name, value in (baselines or {}).items():
-        axes.axhline(value, color=GREY, linestyle="--", linewidth=1)
-        # The name stands in the margin, away from a neighbour that is near.
-        near = [level - value for level in levels if 0 < abs(level - value) < 0.05 * top]
-        place = "center" if not near else "top" if max(near) > 0 else "bottom"
-        axes.annotate(
-            f"{name} {value:.2f}", (1, value), xycoords=("axes fraction", "data"), xytext=(4, 0),
-            textcoords="offset points", ha="left", va=place, fontsize=9, color=GREY,
-        )  # fmt: skip
+    top = 1.1 * max([*baselines.values(), *smooth])
+    draw_baselines(axes, baselines, near=0.05 * top)
     axes.set(xlabel="step", ylabel=f"cross-entropy ({unit})", title=title)
     axes.set_ylim(0, top)
     axes.grid(alpha=0.3)
@@ -79,28 +91,79 @@ def loss_curve(
     return figure
 
 
-def attention_grid(maps: Sequence[Tensor], tokens: Sequence[str], layers: Sequence[int] | None = None) -> Figure:
-    """One small heat map per layer (down) and head (across): row = the token that looks, column = what it looks at.
+def wrapped(text: str) -> list[str]:
+    """The first lines of a text, broken at SAMPLE_WIDTH characters."""
+    lines = []
+    for line in text.splitlines():
+        lines += textwrap.wrap(line, SAMPLE_WIDTH) or [""]  # wrap gives no line for an empty one
+    return lines[:SAMPLE_LINES]
 
-    maps: each layer's (H, T, T), of one text.
+
+def draw_baselines(axes: Axes, baselines: dict[str, float], near: float) -> None:
+    """Draw dashed lines. Their names stand in the right margin, apart from each other where two lines are `near`."""
+    for name, value in baselines.items():
+        axes.axhline(value, color=GREY, linestyle="--", linewidth=1)
+        distances = [other - value for other in baselines.values() if 0 < abs(other - value) < near]
+        if not distances:
+            alignment = "center"
+        elif max(distances) > 0:  # a neighbour above: the name stands below its line
+            alignment = "top"
+        else:
+            alignment = "bottom"
+        axes.annotate(
+            f"{name} {value:.2f}",
+            (1, value),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            ha="left",
+            va=alignment,
+            fontsize=9,
+            color=GREY,
+        )
+
+
+def ladder_bars(rungs: dict[str, float], ours: dict[str, float], unit: str, better: str) -> Figure:
+    """Horizontal bars of held-out scores, the best at the top: the baselines `rungs` in grey, the models `ours` in
+    blue. better: which scores are better, "lower" or "higher".
+    """
+    scores = {**rungs, **ours}
+    names = sorted(scores, key=scores.get, reverse=better == "higher")
+    values = [scores[name] for name in names]
+    colours = [BLUE if name in ours else GREY for name in names]
+    figure = Figure(figsize=(8, 0.45 * len(names) + 1), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    bars = axes.barh(names, values, color=colours)
+    axes.bar_label(bars, fmt="%.3f", padding=4)
+    axes.invert_yaxis()  # the first bar at the top
+    axes.set(xlabel=f"{unit} on the held-out part ({better} is better)", xlim=(0, 1.15 * max(values)))
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------ attention
+def attention_grid(maps: Sequence[Tensor], tokens: Sequence[str], layers: Sequence[int] | None = None) -> Figure:
+    """The attention weights of one text: a heat map for each layer (down) and head (across). In each, a row is a token
+    that attends, and a column a token that it attends to.
+
+    maps: for each layer, (H, T, T). tokens: T of them. layers: which layers are drawn; None: all.
     """
     layers = range(len(maps)) if layers is None else layers
     heads = maps[0].shape[0]
-    side = 8.2 / heads  # inches: the whole is as wide as a notebook's page
-    ticks = {"fontsize": min(7, 60 * side / len(tokens)), "family": "monospace"}
+    side = 8.2 / heads  # inches; all heads together are as wide as a notebook's page
     names = [repr(token)[1:-1].replace(" ", "\u00b7") for token in tokens]
+    ticks = {"fontsize": min(7, 60 * side / len(tokens)), "family": "monospace"}
     figure = Figure(figsize=(9.2, side * len(layers) + 1), layout="constrained", dpi=120)
     grid = figure.subplots(len(layers), heads, squeeze=False, sharex=True, sharey=True)
     for row, layer in enumerate(layers):
         for head in range(heads):
             axes = grid[row][head]
-            picture = axes.imshow(maps[layer][head].cpu().float(), cmap="viridis", vmin=0, vmax=1)
+            image = axes.imshow(maps[layer][head].cpu().float().numpy(), cmap="viridis", vmin=0, vmax=1)
             axes.set_title(f"layer {layer}, head {head}", fontsize=9)
             axes.set_xticks(range(len(tokens)), names, rotation=90, **ticks)
             axes.set_yticks(range(len(tokens)), names, **ticks)
-    figure.colorbar(picture, ax=grid, label="attention weight", shrink=min(1, 3 / len(layers)), aspect=30, pad=0.01)
-    figure.supxlabel("token that is looked at", fontsize=10)
-    figure.supylabel("token that looks", fontsize=10)
+    figure.colorbar(image, ax=grid, label="attention weight", shrink=min(1, 3 / len(layers)), aspect=30, pad=0.01)
+    figure.supxlabel("token that is attended to", fontsize=10)
+    figure.supylabel("token that attends", fontsize=10)
     return figure
 
 
@@ -111,77 +174,25 @@ def image_attention(
     layer: int = -1,
     label: str = "attention of the class token",
 ) -> Figure:
-    """Pictures, and below each, in orange, what the class token looks at in one layer, averaged over its heads.
+    """Pictures, and below each, in orange, the attention of the class token in one layer: the mean over the heads.
 
-    images (B, channels, h, w) in 0..1; maps: each layer's (B, H, T, T) with the class token first.
+    images: (B, channels, h, w) from 0 to 1. maps: for each layer, (B, H, T, T), with the class token first.
     """
     n = len(images)
     figure = Figure(figsize=(n + 1.0, 2.8), layout="constrained", dpi=120)
     grid = figure.subplots(2, n, squeeze=False)
-    seen = maps[layer].mean(1)[:, 0, 1:].cpu().float()
-    side = int(seen.shape[1] ** 0.5)
-    seen = F.interpolate(seen.view(n, 1, side, side), size=images.shape[-2:], mode="nearest")[:, 0]
+    attention = maps[layer].mean(1)  # (B, T, T)
+    attention = attention[:, 0, 1:].cpu().float()  # (B, patches): from the class token to the patches
+    side = int(attention.shape[1] ** 0.5)
+    attention = attention.view(n, 1, side, side)
+    attention = F.interpolate(attention, size=images.shape[-2:], mode="nearest")[:, 0]  # (B, h, w)
     for i in range(n):
-        picture = images[i].permute(1, 2, 0).cpu().clamp(0, 1)
-        picture = picture[..., 0] if picture.shape[-1] == 1 else picture
-        grid[0, i].imshow(picture, cmap="gray", vmin=0, vmax=1)
-        grid[0, i].set_title(titles[i], fontsize=9)
-        grid[1, i].imshow(images[i].mean(0).cpu(), cmap="gray", vmin=0, vmax=1)
-        overlay = grid[1, i].imshow(seen[i], cmap=GLOW, vmin=0, vmax=seen.max())
-        for axes in grid[:, i]:
-            axes.set_axis_off()
+        above, below = grid[:, i]
+        show_picture(above, images[i])
+        above.set_title(titles[i], fontsize=9)
+        show_picture(below, images[i].mean(0, keepdim=True))  # grey, so that the orange stands out
+        overlay = below.imshow(attention[i].numpy(), cmap=OVERLAY, vmin=0, vmax=attention.max())
     figure.colorbar(overlay, ax=grid, label=label, shrink=0.9).ax.set_facecolor("black")
-    return figure
-
-
-def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure as PNG: whole, or not at all."""
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        figure.savefig(draft, format="png")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def scaled(images: Tensor) -> Tensor:
-    """uint8 pictures -> floats in 0..1, for drawing."""
-    return images.to(torch.float32) / 255
-
-
-def picture(figure: Figure):
-    """The figure as an IPython Image, for a notebook to display."""
-    from IPython.display import Image
-
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return Image(content.getvalue(), width=int(figure.get_figwidth() * 100))
-
-
-def tokens_html(pieces: Sequence[str], strong: Sequence[bool] | None = None) -> str:
-    """Tokens in their text as HTML, each on a tint of its own; those that are `strong` on a dark one."""
-    tints = ("#cfe8f7", "#fbe3cf", "#d9f0e3", "#f3dcec")  # pale: dark letters can be read on all of them
-    spans = []
-    for i, piece in enumerate(pieces):
-        back, front = ("#0072B2", "#ffffff") if strong is not None and strong[i] else (tints[i % 4], "#111111")
-        shown = html.escape(piece).replace("\n", "\u23ce\n")
-        style = f"background:{back};color:{front};white-space:pre-wrap;border-radius:3px;padding:1px 0"
-        spans.append(f'<span style="{style}">{shown}</span>')
-    return f'<div style="font-family:monospace;line-height:1.9">{"".join(spans)}</div>'
-
-
-def ladder_bars(rungs: dict[str, float], ours: dict[str, float], unit: str, better: str) -> Figure:
-    """Horizontal bars: what trivial methods score (grey) and what the model scores (blue). better: lower or higher."""
-    both = {**{name: (value, GREY) for name, value in rungs.items()}, **{n: (v, BLUE) for n, v in ours.items()}}
-    ordered = sorted(both.items(), key=lambda item: item[1][0], reverse=better == "higher")
-    figure = Figure(figsize=(8, 0.45 * len(both) + 1), layout="constrained", dpi=100)
-    axes = figure.subplots()
-    names, values = [name for name, _ in ordered], [value for _, (value, _) in ordered]
-    bars = axes.barh(names, values, color=[colour for _, (_, colour) in ordered])
-    axes.bar_label(bars, fmt="%.3f", padding=4)
-    axes.invert_yaxis()
-    axes.set(xlabel=f"{unit} on the held-out part ({better} is better)", xlim=(0, 1.15 * max(values)))
     return figure
 
 
@@ -194,35 +205,81 @@ def heat_map(
     low: float | None = None,
     high: float | None = None,
 ) -> Figure:
-    """A matrix as colours from `low` to `high`: rows down, columns across; `ticks` name both if given.
+    """A matrix as colours. Values that are not finite, such as log 0, stay white.
 
-    What is not finite, such as log 0, stays white.
+    x, y, label: what the columns, the rows and the values are. ticks: names of the rows, which are also those of the
+    columns. low, high: the values at the ends of the colour scale; None: the smallest and the largest value.
     """
     side = 6 if ticks is None else max(4.5, 0.28 * len(ticks) + 2)
     height = side * min(1, max(0.5, len(values) / values.shape[1]))
     figure = Figure(figsize=(side + 1, height), layout="constrained", dpi=100)
     axes = figure.subplots()
-    image = axes.imshow(values.detach().cpu().float(), cmap="viridis", aspect="auto", interpolation="nearest")
+    image = axes.imshow(values.detach().cpu().float().numpy(), cmap="viridis", aspect="auto", interpolation="nearest")
     image.set_clim(low, high)
     axes.set(xlabel=x, ylabel=y)
     if ticks is not None:
-        axes.set_xticks(range(len(ticks)), [repr(tick)[1:-1] for tick in ticks], rotation=90, fontsize=8)
-        axes.set_yticks(range(len(ticks)), [repr(tick)[1:-1] for tick in ticks], fontsize=8)
+        names = [repr(tick)[1:-1] for tick in ticks]
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
     figure.colorbar(image, ax=axes, label=label)
     return figure
 
 
+# ------------------------------------------------------------------------------------------------ data
+def tokens_html(pieces: Sequence[str], strong: Sequence[bool] | None = None) -> str:
+    """The tokens of a text as HTML, on alternating tints; those that are `strong` stand white on dark blue."""
+    spans = []
+    for i, piece in enumerate(pieces):
+        background, colour = TINTS[i % len(TINTS)], "#111111"
+        if strong is not None and strong[i]:
+            background, colour = BLUE, "#ffffff"
+        shown = html.escape(piece).replace("\n", "\u23ce\n")
+        style = f"background:{background};color:{colour};white-space:pre-wrap;border-radius:3px;padding:1px 0"
+        spans.append(f'<span style="{style}">{shown}</span>')
+    return f'<div style="font-family:monospace;line-height:1.9">{"".join(spans)}</div>'
+
+
 def picture_grid(images: Tensor, titles: Sequence[str] | None = None, columns: int = 8, width: float = 8.0) -> Figure:
-    """Pictures (N, channels, h, w) in 0..1 in rows."""
+    """Pictures (N, channels, h, w) from 0 to 1 in rows of `columns`. width: of the figure, in inches."""
     columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
+    rows = -(-len(images) // columns)  # rounded up
     size = width / columns
-    figure = Figure(figsize=(width, rows * (size + (0.3 if titles else 0))), layout="constrained", dpi=100)
+    title_height = 0.3 if titles else 0
+    figure = Figure(figsize=(width, rows * (size + title_height)), layout="constrained", dpi=100)
     for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
         if i < len(images):
-            shown = images[i].permute(1, 2, 0).cpu().clamp(0, 1)
-            axes.imshow(shown[..., 0] if shown.shape[-1] == 1 else shown, cmap="gray", vmin=0, vmax=1)
+            show_picture(axes, images[i])
             if titles:
                 axes.set_title(titles[i], fontsize=9)
     return figure
+
+
+def show_picture(axes: Axes, image: Tensor) -> None:
+    """Draw one picture (channels, h, w) from 0 to 1, grey or in colour, without axes."""
+    pixels = image.permute(1, 2, 0).cpu().clamp(0, 1)  # (h, w, channels)
+    if pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]  # (h, w): matplotlib takes grey pictures without a channel
+    axes.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def scaled(images: Tensor) -> Tensor:
+    """Pictures of bytes (uint8, 0 to 255) as floats from 0 to 1, which the functions above take."""
+    return images.to(torch.float32) / 255
+
+
+# ------------------------------------------------------------------------------------------------ figures
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure as a PNG file, whole or not at all."""
+    with whole(Path(path)) as draft:
+        figure.savefig(draft, format="png")
+
+
+def picture(figure: Figure):
+    """The figure as an IPython Image, for a notebook to display."""
+    from IPython.display import Image
+
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return Image(content.getvalue(), width=int(figure.get_figwidth() * 100))

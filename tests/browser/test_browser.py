@@ -1,8 +1,9 @@
-"""The widgets, and the notebooks whole, in a real browser: `python -m pytest tests/browser`.
+"""The widgets and the whole notebooks in a real browser: `python -m pytest tests/browser`.
 
-Each stack is a server with a kernel of its own: JupyterLab 4 and Voila with ipywidgets 8 (requirements-browser.txt), and
-Colab's, JupyterLab 3 with ipywidgets 7 (requirements-colab.txt, in the environment whose Python is $COLAB_PYTHON).
-Where a stack or Chromium is missing its tests are skipped, or fail where $CI is set. $SCREENSHOTS keeps the pictures.
+The widgets are tested on three stacks, each a server with its own kernel: JupyterLab 4 and Voila with ipywidgets 8
+(requirements-browser.txt), and Colab's JupyterLab 3 with ipywidgets 7 (requirements-colab.txt, in the environment whose
+Python is $COLAB_PYTHON; without that variable, this stack is skipped). If something else is missing, the tests that need
+it are skipped or, if $CI is set, fail. $SCREENSHOTS names a folder in which pictures of the pages are kept.
 """
 
 import json
@@ -15,10 +16,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from utils import browser
-from utils.browser import ROOT, SECONDS, button, control, number, slide, until
+from utils.files import ROOT
+from utils.maintenance import browser
+from utils.maintenance.browser import TIMEOUT, button, control, number, slide, until
 
-HIT = "<img src=x onerror=window.hit=1>"  # a word, a class and the name of a file: to be shown as text, never to be run
+# Used as a token, as a class and as a file name. It must be shown as text and never run as HTML.
+HIT = "<img src=x onerror=window.hit=1>"
 CELLS = [
     f"""
 import sys
@@ -26,21 +29,21 @@ sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import tempfile, threading, tiny, torch, weakref
 from pathlib import Path
 from transformer import Config, DecoderTransformer, EncoderTransformer
-from utils.images import ImageData, load_images
-from utils.text import bpe_tokenizer, wordpiece_tokenizer
-from utils.widgets import fill_mask, image_explorer, sampler
+from utils.data.images import ImageData, load_images
+from utils.data.tokenisers import bpe_tokenizer, wordpiece_tokenizer
+from utils.lessons.widgets import fill_mask, image_explorer, sampler
 torch.manual_seed(0)
 torch.set_num_threads(1)
 sizes = dict(n_layers=4, n_heads=4, d_model=128, d_ff=512, max_len=256, init_std=0.2)
 bpe, wordpiece = bpe_tokenizer(tiny.text(), 300), wordpiece_tokenizer(tiny.text(), 200)
-for words in (bpe, wordpiece):
-    words.add_tokens([{HIT!r}])
+for tokenizer in (bpe, wordpiece):
+    tokenizer.add_tokens([{HIT!r}])
 data = ImageData(load_images(tiny.pictures(Path(tempfile.mkdtemp()), mode="RGB", size=16), size=16))
 data.classes[:] = [{HIT!r}] * 3
 gpt = DecoderTransformer(Config(causal=True, **sizes), bpe.get_vocab_size())
 made = [*globals().get("made", []), weakref.ref(gpt)]
 bert = EncoderTransformer.bert(Config(**sizes), wordpiece.get_vocab_size())
-bert.head[-1].bias.data[-1] = 30  # always the likeliest word
+bert.head.decoder.bias.data[-1] = 30  # always the likeliest token
 vit = EncoderTransformer.vit(Config(**sizes), 16, 4, data.n_classes)
 """,
     "sampler(gpt, bpe)",
@@ -48,21 +51,23 @@ vit = EncoderTransformer.vit(Config(**sizes), 16, 4, data.n_classes)
     f"explorer = image_explorer(vit, data)\nexplorer.open_picture({HIT!r})\nexplorer",
     """
 print("models held:", sum(gpt() is not None for gpt in made), "of", len(made))
-print("at work:", sum(thread.name.endswith("(run)") for thread in threading.enumerate()))
+print("samplers at work:", sum(thread.name == "sampler" for thread in threading.enumerate()))
 """,
 ]
 
 
 @pytest.fixture(scope="module")
 def needs():
-    """Enter what the browser needs; skip, or fail where $CI is set, for want of it."""
+    """Enter a context that the tests need; if something is missing, skip them or, if $CI is set, fail."""
     with ExitStack() as stack:
 
         def enter(context):
             try:
                 return stack.enter_context(context)
             except browser.Missing as missing:
-                (pytest.fail if os.environ.get("CI") else pytest.skip)(str(missing))
+                if os.environ.get("CI"):
+                    pytest.fail(str(missing))
+                pytest.skip(str(missing))
 
         yield enter
 
@@ -74,15 +79,19 @@ def chromium(needs):
 
 @pytest.fixture(scope="module", params=["lab", "voila", "colab"])
 def page(request, needs, chromium, tmp_path_factory):
-    """The notebook above, open and run, with one widget below each cell."""
+    """The notebook of CELLS in a browser, after its cells were run: a widget stands below each of three cells."""
     stack, folder = request.param, tmp_path_factory.mktemp(request.param)
-    python = os.environ.get("COLAB_PYTHON", "python-of-colab") if stack == "colab" else sys.executable
+    python = sys.executable
+    if stack == "colab":
+        if "COLAB_PYTHON" not in os.environ:
+            pytest.skip("COLAB_PYTHON is not set")
+        python = os.environ["COLAB_PYTHON"]
     browser.write_notebook(folder / "widgets.ipynb", CELLS)
     address = needs(browser.jupyter(stack, folder, "widgets.ipynb", python, dark=stack == "lab"))
     page = browser.visit(chromium, stack, address, width=600 if stack == "voila" else 1200)
     page.stack = stack
     try:
-        button(page, "Generate").wait_for(timeout=2 * SECONDS)
+        button(page, "Generate").wait_for(timeout=2 * TIMEOUT)
     except Exception:
         keep(page, "failed")
         raise
@@ -94,17 +103,19 @@ def page(request, needs, chromium, tmp_path_factory):
 
 
 def keep(page, name):
+    """Take a picture of the page, if $SCREENSHOTS names a folder."""
     if folder := os.environ.get("SCREENSHOTS"):
         page.screenshot(path=str(Path(folder, f"{page.stack}-{name}.png")))
 
 
 def text(page):
+    """What the sampler shows: the prompt and the text."""
     return page.evaluate("""() => [...document.querySelectorAll('span')]
         .filter(s => s.style.opacity === '0.65').map(s => s.parentElement.innerText)[0] ?? ''""")
 
 
 def generate(page):
-    """Press Generate and wait for the end; the text."""
+    """Press Generate, wait for the end and return the text."""
     button(page, "Generate").click()
     page.wait_for_timeout(300)
     until(lambda: button(page, "Generate").is_enabled(), "the end of the text")
@@ -119,7 +130,7 @@ def test_text_grows_and_stops(page):
     until(lambda: len(text(page)) > 60, "a text")
     first = text(page)
     until(lambda: text(page) != first, "a longer text")
-    until(lambda: text(page).startswith("\u2026") and newest_in_sight(page), "the newest of more than 300 tokens")
+    until(lambda: text(page).startswith("\u2026") and newest_in_sight(page), "the newest tokens of a long text")
     keep(page, "growing")
     button(page, "Stop").click()
     until(lambda: button(page, "Generate").is_enabled(), "the end after Stop")
@@ -142,7 +153,7 @@ def test_same_seed_same_text_and_another_temperature_another(page):
 
 
 def newest_in_sight(page):
-    """Whether the end of the text stands in its box."""
+    """Whether the end of the text is visible in its box."""
     return page.evaluate("""() => {
         const text = [...document.querySelectorAll('span')].find(s => s.style.opacity === '0.65').parentElement;
         const [box, last] = [text.parentElement, text.lastElementChild].map(e => e.getBoundingClientRect());
@@ -179,7 +190,7 @@ def test_fill_a_blank(page):
     until(lambda: box.input_value().count("___") == 1, "a filled blank")
     until(lambda: words.count() == 6, "one blank fewer")
     page.wait_for_timeout(1000)
-    assert box.input_value().count("___") == 1  # the second click was for a word that stands there no more
+    assert box.input_value().count("___") == 1  # the second click was meant for the first blank
     keep(page, "fill_mask")
     box.fill("___ " * 300)
     box.press("Enter")
@@ -190,10 +201,10 @@ def test_fill_blanks_by_keyboard(page):
     box, words = control(page, "Sentence", "input"), page.locator(".candidate:visible")
     box.fill("x ___ <b> ___")
     box.press("Enter")
-    page.get_by_text("blank 2 looks at").wait_for()
+    page.get_by_text("blank 2 attends to").wait_for()
     words.nth(2).focus()
     for left in (1, 0):
-        page.wait_for_timeout(1000)  # to read the words
+        page.wait_for_timeout(1000)  # longer than PAUSE: clicks count again
         assert page.evaluate("document.activeElement.classList.contains('candidate')")
         page.keyboard.press("Enter")
         until(lambda left=left: box.input_value().count("___") == left, "a filled blank")
@@ -210,8 +221,8 @@ def test_step_and_upload(page, tmp_path):
     keep(page, "image_explorer")
     Image.new("RGB", (40, 30), (200, 40, 40)).save(tmp_path / "mine.png")
     (tmp_path / "words.png").write_text("words")
-    for name, expected in {"mine.png": "your own", "words.png": "upload: must be a readable picture"}.items():
-        for _ in range(2):  # the same file again
+    for name, expected in {"mine.png": "your picture", "words.png": "upload: must be a readable picture"}.items():
+        for _ in range(2):  # the second time, the same file again
             with page.expect_file_chooser() as chooser:
                 button(page, "Upload").click()
             chooser.value.set_files(tmp_path / name)
@@ -221,7 +232,7 @@ def test_step_and_upload(page, tmp_path):
             page.get_by_text(expected).wait_for(state="hidden")
 
 
-def test_write_by_keyboard(page):
+def test_generate_by_keyboard(page):
     control(page, "Prompt", "textarea").click()
     page.keyboard.press("Control+A")
     page.keyboard.type("ba")
@@ -235,45 +246,48 @@ def test_write_by_keyboard(page):
 
 
 def tab_to(page, name):
+    """Press Tab until the button with this text has the focus."""
     for _ in range(20):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.innerText").strip() == name:
             return
-    pytest.fail(f"the Tab key never comes to {name}")
+    pytest.fail(f"the Tab key does not reach {name}")
 
 
 def test_html_is_never_run(page):
-    """In a prompt, a sentence, words of the model, classes and messages."""
+    """In a prompt, a sentence, tokens of the model, classes and messages."""
     control(page, "Prompt", "textarea").fill(HIT)
     number(page, "Length", 30)
     assert generate(page).startswith(HIT)
     control(page, "Sentence", "input").fill(f"a ___ {HIT}")
     control(page, "Sentence", "input").press("Enter")
     page.locator(".candidate:visible", has_text=HIT).wait_for()
-    page.get_by_text("blank 1 looks at").wait_for()
-    page.locator("figcaption", has_text=f"it is {HIT}").wait_for()
+    page.get_by_text("blank 1 attends to").wait_for()
+    page.locator("figcaption", has_text=f"true class: {HIT}").wait_for()
     assert page.locator("img[src=x]").count() == 0 and page.evaluate("window.hit") is None
 
 
-def test_all_of_it_can_be_read(page):
-    """In JupyterLab's dark theme, too, and 600 pixels wide: contrast, labels, and nothing out of the window."""
+def test_everything_can_be_read(page):
+    """The contrast is sufficient, every input has a label, and nothing lies outside the window. JupyterLab is tested in
+    its dark theme, and Voila in a window 600 pixels wide.
+    """
     control(page, "Prompt", "textarea").fill("ab")
     number(page, "Length", 30)
     generate(page)
     seen = page.evaluate(CONTRASTS)
     control(page, "Prompt", "textarea").fill("")
     button(page, "Generate").click()
-    page.get_by_text("must hold at least one word").wait_for()
+    page.get_by_text("must hold at least one token").wait_for()
     seen += page.evaluate(CONTRASTS)
-    for part in ("ab", "candidate", "must hold at least one word", "it is", "looks at", "click a word"):
-        assert any(part in words for _, words in seen), part
+    for part in ("ab", "candidate", "must hold at least one token", "true class", "attends to", "click a token"):
+        assert any(part in content for _, content in seen), part
     assert min(seen)[0] >= 4.5, min(seen)
     assert page.evaluate(WITHOUT_A_LABEL) == []
     assert page.evaluate(OUT_OF_THE_WINDOW) == []
 
 
 def test_cells_are_run_again(page):
-    """While it writes: the thread ends, and the model that the cell before it has replaced is let go."""
+    """While the sampler is busy: its thread ends, and the model that the first cell has replaced is freed."""
     if page.stack == "voila":
         pytest.skip("Voila runs each cell once")
     control(page, "Prompt", "textarea").fill("ab")
@@ -282,13 +296,14 @@ def test_cells_are_run_again(page):
     until(lambda: len(text(page)) > 60, "a text")
     browser.run_all(page)
     page.get_by_text("models held: 1 of 2").wait_for()
-    assert page.get_by_text("at work: 0").count() == 1
+    assert page.get_by_text("samplers at work: 0").count() == 1
     control(page, "Prompt", "textarea").fill("ba")
     number(page, "Length", 30)
     assert generate(page).startswith("ba")
 
 
-# Of each element with words of its own in a widget's HTML: the contrast to what lies behind it (WCAG 2, 1.4.3).
+# For each element of a widget's HTML that contains text: the contrast between the text and its background (WCAG 2,
+# 1.4.3 and the definition of relative luminance).
 CONTRASTS = """() => {
     const colour = text => { const n = text.match(/[0-9.]+/g).map(Number); return n.length > 3 ? n : [...n, 1]; };
     const over = (top, under) => under.map((value, i) => top[i] * top[3] + value * (1 - top[3]));
@@ -319,7 +334,7 @@ OUT_OF_THE_WINDOW = """() => [...document.querySelectorAll('.jupyter-widgets, .j
 
 @pytest.mark.parametrize("name", ["bert", "gpt", "vit"])
 def test_notebook(name, needs, chromium, tmp_path, monkeypatch):
-    """Opened from notebooks/ in JupyterLab, in its dark theme, and run by its menu; then its widget is used."""
+    """Opened in JupyterLab's dark theme and run from its menu, every cell runs without an error; its widget works."""
     monkeypatch.setenv("FAST_RUN", "1")
     for shared in ("transformer.py", "utils"):
         (tmp_path / shared).symlink_to(ROOT / shared)
@@ -338,7 +353,7 @@ def test_notebook(name, needs, chromium, tmp_path, monkeypatch):
         page.keyboard.press("Control+S")
         try:
             saved.cells = nbformat.read(copy, as_version=4).cells
-        except nbformat.reader.NotJSONError:  # it is being written
+        except nbformat.reader.NotJSONError:  # the file is being written
             return False
         return all(c.execution_count for c in saved.cells if c.cell_type == "code") or errors()
 

@@ -1,0 +1,56 @@
+"""What the notebooks share: the size of the run, the code that is being explained, and training without log lines."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import textwrap
+import warnings
+from collections.abc import Callable
+
+import lightning as L
+import torch
+
+from transformer import require
+from utils.training.cpu import OneDNN
+
+
+def choose_scale(choice: str = "auto") -> str:
+    """Return and print the size of the run: with "auto", "small" on a CPU and "full" on a GPU.
+
+    The environment variable FAST_RUN=1 makes it "fast" instead: a few steps, to check that every cell runs. Messages
+    and warnings of Lightning about devices and data loaders are switched off.
+    """
+    require(choice in ("auto", "small", "full"), "SCALE", choice, "auto, small or full")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch.optim.lr_scheduler")
+    torch.set_float32_matmul_precision("high")
+    has_gpu = torch.cuda.is_available()
+    scale = ("full" if has_gpu else "small") if choice == "auto" else choice
+    scale = "fast" if os.environ.get("FAST_RUN") == "1" else scale
+    device = torch.cuda.get_device_name() if has_gpu else f"CPU, {torch.get_num_threads()} threads"
+    print(f"scale: {scale} ({device})")
+    return scale
+
+
+def source(*pieces: Callable | type):
+    """The code of functions or classes, read from their file now, to be displayed with syntax highlighting."""
+    from IPython.display import Code
+
+    return Code("\n".join(textwrap.dedent(inspect.getsource(piece)) for piece in pieces), language="python")
+
+
+def quiet(*callbacks: L.Callback) -> dict:
+    """Arguments for Lightning's Trainer: these callbacks, but no progress bar and no table of the model."""
+    return {"enable_progress_bar": False, "enable_model_summary": False, "callbacks": [OneDNN(), *callbacks]}
+
+
+def precision() -> str:
+    """Lightning's name of the precision to train in: bfloat16 on GPUs that compute in it (Ampere and later), float16
+    on older ones (a T4 only emulates bfloat16), float32 on a CPU.
+    """
+    if not torch.cuda.is_available():
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "16-mixed"

@@ -1,0 +1,170 @@
+"""Callbacks of a training run: figures that the assignment logs, samples of text, progress, Ctrl-C, history."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from transformer import require
+from utils.inference.generate import write_on
+
+
+class DeltaW(L.Callback):
+    """Log `Δw`: the sum of absolute gradients on the token-embedding weights, averaged over the epoch's steps.
+
+    It shows whether the embeddings still learn. It is read after the backward pass, before gradients are clipped.
+    """
+
+    def on_after_backward(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        gradient = module.model.embed.tokens.weight.grad
+        module.log("Δw", gradient.abs().sum(), on_step=False, on_epoch=True, batch_size=1)
+
+
+class IterLoss(L.Callback):
+    """Log `train_iter_loss` and `val_iter_loss`: the loss averaged over `eval_iters` random batches of each part.
+
+    Both are computed without dropout and with the weights as they are then, so they can be compared with each other.
+    The ordinary training loss cannot: it is an average over an epoch in which the weights were changing.
+    """
+
+    def __init__(self, eval_iters: int = 10, seed: int = 0) -> None:
+        require(eval_iters >= 1, "eval_iters", eval_iters, "at least 1")
+        self.eval_iters = eval_iters
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def mean_loss(self, module: L.LightningModule, draw: Callable[[torch.Generator], tuple[Tensor, ...]]) -> Tensor:
+        was_training = module.training
+        module.eval()
+        losses = []
+        for _ in range(self.eval_iters):
+            *inputs, targets = (tensor.to(module.device) for tensor in draw(self.generator))
+            mask = inputs.pop() if inputs[-1].dtype == torch.bool else None
+            scored = targets != -100
+            keep = None if scored.all() else scored
+            logits = module.model(*inputs, mask=mask, keep=keep).flatten(0, -2)
+            losses.append(module.criterion(logits, targets[scored]))
+        module.train(was_training)
+        return torch.stack(losses).mean()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        batches = trainer.train_dataloader
+        items = batches.order(self.generator)
+
+        def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
+            chosen = torch.randint(len(items), (batches.batch_size,), generator=generator)
+            return batches.make(items[chosen], generator)
+
+        module.log("train_iter_loss", self.mean_loss(module, draw), sync_dist=True)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        batches = trainer.datamodule.val_dataloader()
+
+        def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
+            n_items = len(batches.tensors[0])
+            chosen = torch.randint(n_items, (min(batches.batch_size, n_items),), generator=generator)
+            return batches.make(*(tensor[chosen] for tensor in batches.tensors))
+
+        module.log("val_iter_loss", self.mean_loss(module, draw), sync_dist=True)
+
+
+class SampleText(L.Callback):
+    """Print a text sampled from GPT at epochs 0 (untrained), n, 2n, ... and at the end; `out`: write it there too."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: str,
+        every_n_epochs: int = 5,
+        length: int = 100,
+        out: Path | None = None,
+        seed: int = 0,
+    ) -> None:
+        require(every_n_epochs >= 1, "every_n_epochs", every_n_epochs, "at least 1")
+        self.tokenizer, self.prompt, self.every, self.length = tokenizer, prompt, every_n_epochs, length
+        self.path, self.seed = out and Path(out, "samples.txt"), seed
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.current_epoch % self.every == 0:
+            self.write(trainer, module, f"epoch {trainer.current_epoch}")
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.write(trainer, module, f"epoch {trainer.current_epoch}, step {trainer.global_step}")
+
+    def write(self, trainer: L.Trainer, module: L.LightningModule, title: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        sample = write_on(module, self.tokenizer, self.prompt, self.length, seed=self.seed)
+        text = f"--- {title} ---\n{sample}\n"
+        print(text, flush=True)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+
+class StopCleanly(L.Callback):
+    """At Ctrl-C finish the step, save a checkpoint to `path` and stop. A second Ctrl-C stops at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.asked, self.saved = path, False, False
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        def ask(*_) -> None:
+            self.asked = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        signal.signal(signal.SIGINT, ask)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_) -> None:
+        if self.asked:
+            trainer.save_checkpoint(self.path)
+            self.saved = True
+
+    def on_train_batch_start(self, *_) -> None:
+        if self.saved:  # not earlier, so that the last step is logged and, if due, validated
+            raise KeyboardInterrupt
+
+    def on_train_end(self, *_) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Progress(L.Callback):
+    """Print one line for every validation, for logs, in which a progress bar would leave a mess."""
+
+    def on_train_start(self, *_) -> None:
+        self.start = time.perf_counter()
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        figures = trainer.callback_metrics
+        if trainer.is_global_zero and trainer.state.fn == "fit" and "val_loss" in figures:
+            when = f"step {trainer.global_step:6d}  {time.perf_counter() - self.start:5.0f} s"
+            print(f"{when}  val_loss {figures['val_loss']:.4f}  val_acc {figures['val_acc']:.4f}", flush=True)
+
+
+class KeepHistory(L.Callback):
+    """Let a resumed run keep the rows of metrics.csv up to the step that it resumes from."""
+
+    def __init__(self, path: Path) -> None:
+        self.rows = []
+        if path.is_file():  # read now, because the logger deletes the file when it starts
+            with path.open(newline="", encoding="utf-8") as file:
+                self.rows = [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict) -> None:
+        if trainer.is_global_zero and self.rows:
+            # Rows of single validation batches have no epoch and count batches, not steps. They belong to the next
+            # row that has an epoch.
+            whole, step = [i for i, row in enumerate(self.rows) if "epoch" in row], checkpoint["global_step"]
+            keep = max((i + 1 for i in whole if int(self.rows[i]["step"]) < step), default=0)
+            trainer.logger.experiment.metrics[:0] = self.rows[:keep]
+            trainer.logger.save()
+            self.rows = []

@@ -1,0 +1,277 @@
+"""Train BERT, GPT or ViT, test it, and keep the results: `python transformer.py bert|gpt|vit ...`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from tokenizers import Tokenizer
+
+import transformer
+from transformer import BERT, GPT, Config, LitTransformer, MLMHead, PatchEmbedding, Recipe, Transformer, ViT, require
+from utils.data.images import ImageData, load_images
+from utils.data.labelled import TableData, load_table
+from utils.data.text import BERTData, GPTData, load_corpus
+from utils.training.callbacks import DeltaW, IterLoss, KeepHistory, Progress, SampleText, StopCleanly
+from utils.training.cpu import OneDNN
+from utils.training.folder import open_run
+from utils.training.presets import PRESETS
+from utils.training.report import close_run, table
+from utils.weights.loading import load_pretrained
+from utils.weights.processors import ImageTransform
+from utils.weights.runs import module_of
+
+EPILOG = """The folder --out then holds checkpoints/best.ckpt and last.ckpt, metrics.csv, loss.png, summary.json, and
+samples.txt (gpt), predictions.txt (bert) or attention.png (vit)."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser("transformer.py", description=__doc__, epilog=EPILOG)
+    parser.add_argument("model", choices=PRESETS)
+    parser.add_argument("--data", help="the name of a data set, a text file, a folder of pictures, or a .csv (bert)")
+    parser.add_argument("--preset", help="small (CPU), full (GPU), finetune or s17 (default: small or finetune)")
+    parser.add_argument("--pretrained", metavar="NAME|FOLDER", help="start from official weights or from a run")
+    parser.add_argument("--freeze", action="store_true", help="with --pretrained: train the head alone")
+    parser.add_argument("--lr", type=float, metavar="X", help="AdamW's learning rate (default: the preset's)")
+    parser.add_argument("--image-size", type=int, metavar="N", help="vit: in pixels (default: the preset's)")
+    parser.add_argument("--tokenizer", help="gpt: bpe or char (default: char for shakespeare, else bpe)")
+    parser.add_argument("--refit", action="store_true", help="train on the validation part too, once all is chosen")
+    parser.add_argument("--max-epochs", type=int, metavar="N")
+    parser.add_argument("--max-steps", type=int, metavar="N")
+    parser.add_argument("--max-time", type=float, metavar="S", help="seconds of training; the schedule fits itself")
+    parser.add_argument("--eval-iters", type=int, default=10, metavar="N", help="s17: batches behind each *_iter_loss")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the weights, the batches and dropout")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last.ckpt")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the run is kept (default: runs/MODEL)")
+    for name in ("accelerator", "devices", "num-nodes", "strategy", "precision"):
+        parser.add_argument(f"--{name}", help="passed to Lightning's Trainer")
+    return parser
+
+
+def command(arguments: list[str] | None = None) -> int:
+    """Run the command line. Returns 0, or 2 after one line that says what was wrong with the input."""
+    options = parser().parse_args(arguments)
+    try:
+        run(options)
+    except (ValueError, OSError, ImportError, MisconfigurationException) as error:
+        print(f"transformer.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(options: argparse.Namespace) -> dict:
+    """Train, test and report; returns the summary."""
+    check(options)
+    preset = PRESETS[options.model][options.preset]
+    out = options.out or Path("runs", options.model)
+    started = not options.resume or (out / "checkpoints" / "last.ckpt").is_file()
+    require(started, "resume", True, f"used on a run that has begun; there is no checkpoints/last.ckpt in {out}")
+
+    # Lightning's warnings about workers and checkpoint folders do not apply to batches cut from tensors in memory.
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch.optim.lr_scheduler")
+    torch.set_float32_matmul_precision("high")
+    arguments = trainer_arguments(options, preset)
+    base, processor = load_pretrained(options.pretrained) if options.pretrained else (None, None)
+    data = load_data(options, preset, base, processor)
+    L.seed_everything(options.seed, verbose=False)
+    changes = {} if options.lr is None else {"lr": options.lr}
+    recipe = Recipe(**preset["recipe"] | changes, seed=options.seed)
+    if base is None:
+        module = build(options.model, preset, data, recipe)
+    else:
+        module = build_pretrained(options, preset, data, recipe, base)
+    # Lightning refuses wrong devices or strategies here, before the files of an earlier run are moved.
+    L.Trainer(**arguments, logger=False, enable_checkpointing=False)
+    open_run(out, module, options.resume)
+
+    callbacks = [OneDNN(), StopCleanly(out / "checkpoints" / "last.ckpt"), *watchers(options, data, out)]
+    began = time.perf_counter()
+    try:
+        transformer.train(module, data, out, options.resume, callbacks=callbacks, **arguments)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        last = out / "checkpoints" / "last.ckpt"
+        print(f"Stopped. The run is saved in {last}; add --resume to this command to continue it.", file=sys.stderr)
+        raise
+    seconds = time.perf_counter() - began
+    if options.preset == "s17":
+        module.trainer.validate(module, data)
+    summary = close_run(module, data, out, options.preset, seconds)
+    if summary:
+        print(table([summary]))
+    return summary
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise a ValueError for options that do not go together; fill in the default preset."""
+    for name in ("max_epochs", "max_steps", "max_time", "eval_iters", "seed", "image_size"):
+        value, least, most = getattr(options, name), int(name != "seed"), 2**32 - 1
+        require(value is None or least <= value <= most, name, value, f"at least {least} and at most {most}")
+    require(options.lr is None or options.lr > 0, "lr", options.lr, "above 0")
+    require(options.pretrained or not options.freeze, "freeze", True, "used with --pretrained")
+    has_head = options.model != "gpt"
+    require(has_head or not options.freeze, "freeze", True, "left out: GPT's head is its token embedding")
+    default = "finetune" if options.pretrained or is_table(options) else "small"
+    options.preset = options.preset or default
+    presets = PRESETS[options.model]
+    require(options.preset in presets, "preset", options.preset, f"one of {', '.join(presets)}")
+
+
+def is_table(options: argparse.Namespace) -> bool:
+    """Whether BERT is to classify the texts of a table."""
+    return options.model == "bert" and (options.data or "").lower().endswith(".csv")
+
+
+def load_data(
+    options: argparse.Namespace,
+    preset: dict,
+    base: Transformer | None = None,
+    processor: Tokenizer | ImageTransform | None = None,
+) -> L.LightningDataModule:
+    """The data module that the options ask for; with a pretrained model, in its shapes and with its processor."""
+    name = options.data or preset["data"]
+    arguments = preset["batches"] | {"seed": options.seed}
+    if options.model == "vit":
+        return load_image_data(options, preset, name, arguments, base, processor)
+    require(options.image_size is None, "image_size", options.image_size, "left out: text has no pixels")
+    if base is not None:
+        arguments |= text_of_pretrained(options, arguments, base, processor)
+    if options.model == "bert":
+        require(options.tokenizer is None, "tokenizer", options.tokenizer, "left out: BERT's is WordPiece")
+    if is_table(options):
+        require(not options.refit, "refit", True, "left out: a table's validation part picks the best epoch")
+        arguments = {key: value for key, value in arguments.items() if not key.endswith("_rate")}  # nothing is masked
+        return TableData(load_table(name), **arguments)
+    corpus = load_corpus(name)
+    if options.refit:
+        corpus = corpus.refit()
+    if options.model == "bert":
+        return BERTData(corpus, **arguments)
+    default = "char" if name == "shakespeare" else "bpe"
+    return GPTData(corpus, **{"tokenizer": options.tokenizer or default} | arguments)
+
+
+def load_image_data(
+    options: argparse.Namespace,
+    preset: dict,
+    name: str,
+    arguments: dict,
+    base: Transformer | None,
+    processor: Tokenizer | ImageTransform | None,
+) -> ImageData:
+    """ViT's data module: the pictures in the size, the channels and the normalisation of a pretrained model."""
+    require(options.tokenizer is None, "tokenizer", options.tokenizer, "left out: pictures have no tokens")
+    size = preset["image_size"] if base is None else base.embed.input_shape[1]
+    images = load_images(name, options.image_size or size)
+    if options.refit:
+        images = images.refit()
+    if base is not None and base.embed.input_shape[0] == 3:
+        images = images.rgb()
+    if isinstance(processor, ImageTransform):
+        arguments |= {"mean": processor.mean, "std": processor.std}
+    return ImageData(images, **arguments)
+
+
+def text_of_pretrained(
+    options: argparse.Namespace, arguments: dict, base: Transformer, processor: Tokenizer | ImageTransform | None
+) -> dict:
+    """A pretrained model's tokeniser, and a context that it can read, as arguments of a data module."""
+    require(options.tokenizer is None, "tokenizer", options.tokenizer, "left out: it comes with the weights")
+    require(isinstance(processor, Tokenizer), "pretrained", options.pretrained, "one with a tokenizer")
+    n_tokens, size = processor.get_vocab_size(), base.embed.tokens.num_embeddings
+    allowed = f"one whose {n_tokens} tokens fit its {size} token embeddings"
+    require(n_tokens <= size, "pretrained", options.pretrained, allowed)
+    return {"tokenizer": processor, "context": min(arguments["context"], base.config.max_len)}
+
+
+def build(model: str, preset: dict, data: L.LightningDataModule, recipe: Recipe) -> LitTransformer:
+    """An untrained module: the preset's sizes, and those that the data decide."""
+    given = preset.get("model", {})
+    if isinstance(data, TableData):
+        given = given | {"n_classes": data.n_classes}
+    if model == "vit":
+        shape = {"image_size": data.image_size, "n_classes": data.n_classes, "channels": data.channels}
+        return ViT(Config(**preset["config"]), **shape, **given, recipe=recipe)
+    config = Config(**preset["config"], max_len=data.context, causal=model == "gpt")
+    kind = {"bert": BERT, "gpt": GPT}[model]
+    return kind(config, **{"vocab_size": data.vocab_size} | given, recipe=recipe)
+
+
+def build_pretrained(
+    options: argparse.Namespace, preset: dict, data: L.LightningDataModule, recipe: Recipe, base: Transformer
+) -> LitTransformer:
+    """A module with pretrained weights; BERT and ViT get a new classifier where they classify."""
+    kind = "gpt" if base.config.causal else "bert"
+    if isinstance(base.embed, PatchEmbedding):
+        kind = "vit"
+    require(kind == options.model, "pretrained", options.pretrained, f"a {options.model}; it is a {kind}")
+    overrides = {"dropout": preset["config"].get("dropout", 0.0)}
+    if hasattr(data, "n_classes"):
+        overrides["n_classes"] = data.n_classes
+    if kind == "vit" and data.image_size != base.embed.input_shape[1]:
+        overrides["image_size"] = data.image_size
+    base, _ = load_pretrained(options.pretrained, **overrides)
+    if kind == "vit":
+        channels = base.embed.input_shape[0]
+        require(channels == data.channels, "data", options.data, f"pictures of {channels} channels, as the weights")
+    if kind == "bert":
+        fits = isinstance(data, TableData) or isinstance(base.head, MLMHead)
+        require(fits, "pretrained", options.pretrained, "one with a head for masked tokens, or used with a table")
+    module = module_of(base, recipe)
+    if options.freeze:
+        for part in (module.model.embed, module.model.blocks, module.model.norm):
+            part.requires_grad_(False)
+    return module
+
+
+def watchers(options: argparse.Namespace, data: L.LightningDataModule, out: Path) -> list[L.Callback]:
+    """The callbacks that report on the run."""
+    found: list[L.Callback] = [] if sys.stderr.isatty() else [Progress()]
+    if options.model == "gpt":
+        # The prompt is the beginning of the validation part, on which the model is not trained.
+        prompt = data.corpus.validation[:200].split("\n")[0][:40] or "\n"
+        found.append(SampleText(data.tokenizer, prompt, out=out))
+    if options.resume:
+        found.append(KeepHistory(out / "metrics.csv"))
+    if options.preset == "s17":
+        found.append(IterLoss(options.eval_iters, options.seed))
+        if options.model == "bert":
+            found.append(DeltaW())
+    return found
+
+
+def trainer_arguments(options: argparse.Namespace, preset: dict) -> dict:
+    """The arguments of Lightning's Trainer: the preset's, then the command line's."""
+    arguments = dict(preset["trainer"])
+    if options.max_epochs is not None or options.max_steps is not None:
+        arguments |= {"max_epochs": options.max_epochs or -1, "max_steps": options.max_steps or -1}
+    if options.max_epochs is not None:
+        arguments.pop("val_check_interval", None)  # validate after every epoch instead
+    if "val_check_interval" in arguments:
+        arguments["check_val_every_n_epoch"] = None  # count the steps across epochs
+        steps = arguments.get("max_steps", -1)
+        if 0 < steps < arguments["val_check_interval"]:
+            arguments["val_check_interval"] = steps
+    if options.max_time is not None:
+        arguments["max_time"] = timedelta(seconds=options.max_time)
+    for name in ("accelerator", "devices", "num_nodes", "strategy", "precision"):
+        value = getattr(options, name)
+        if value is not None:
+            arguments[name] = int(value) if re.fullmatch(r"-?\d+", value) else value
+    if "fsdp" in str(arguments.get("strategy")):
+        whole = preset["recipe"].get("optimizer") != "muon"
+        allowed = f"used with AdamW; the preset {options.preset} uses Muon, which needs whole matrices"
+        require(whole, "strategy", arguments["strategy"], allowed)
+        arguments["gradient_clip_val"] = None  # Lightning cannot clip gradients that are split over devices
+    devices, most = arguments.get("devices"), preset["batches"]["batch_size"]
+    require(not isinstance(devices, int) or devices <= most, "devices", devices, f"at most batch_size={most}")
+    return arguments | {"enable_progress_bar": sys.stderr.isatty()}
