@@ -234,10 +234,10 @@ def rotate(x: Tensor, start: int = 0) -> Tensor:
     Queries and keys are turned, values are not: positions decide who attends to whom. Turning both
     vectors by the same angle does not change their dot product. So turn both back by the angle of
     the key's position n: the key is then not turned at all, and the query, which is at position m,
-    is turned by the angle of m - n. The score depends on the distance of the two positions, and not
-    on where they are (RoFormer, 3.2). The paper pairs neighbouring features; here feature i is
-    paired with feature i + D/2, as in the model GPT-NeoX. `start` is the position of the first of
-    the T vectors.
+    is turned by the angle of m - n, since angles grow evenly with the position. The score depends
+    on the distance of the two positions, and not on where they are (RoFormer, 3.2). The paper pairs
+    neighbouring features; here feature i is paired with feature i + D/2, as in the model GPT-NeoX.
+    `start` is the position of the first of the T vectors.
     """
     angles = position_angles(start, start + x.shape[-2], x.shape[-1], x.device)  # (T, D/2)
     cos = angles.cos().to(x.dtype)
@@ -664,7 +664,8 @@ class DecoderTransformer(Transformer):
         use_cache: keep keys and values, which is faster; False gives the same text. Call eval()
         on the model before, or dropout is on. Of a prompt longer than max_len the end is read.
         When a text has grown beyond max_len, its older half is forgotten. The rest gets new
-        positions from 0 on, so it is read again; many tokens can follow before the next cut.
+        positions from 0 on, so all of it is read again; as half of max_len is free then, this
+        happens seldom.
         """
         good = ids.ndim == 2 and ids.numel() > 0
         require(good, "ids", tuple(ids.shape), "(B, T) with at least one token")
@@ -751,11 +752,11 @@ class Recipe:
     # A step of AdamW is the learning rate times the running average of the gradient, divided by the
     # square root of the running average of the squared gradient, so that weights with small
     # gradients move as far as others. New average = beta x old average + (1 - beta) x new value.
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = (0.9, 0.95)  # of the gradient, of the squared gradient
     weight_decay: float = 0.1  # every step also subtracts learning rate x weight_decay x weight
     warmup: int = 100  # steps in which the learning rate rises
     final_lr: float = 0.1  # the learning rate at the end, as a fraction of the highest
-    seed: int = 0  # of dropout; torch.manual_seed decides the initial weights, `data` the batches
+    seed: int = 0  # of dropout; the initial weights and the batches do not depend on it
 
     def __post_init__(self) -> None:
         known = self.optimizer in ("adamw", "muon")
@@ -803,8 +804,8 @@ class LitTransformer(L.LightningModule):
         scored = targets != -100  # True at N targets
         if scored.all():  # GPT in training, and classes
             logits = self.model(*inputs, mask=mask)  # (B, T, V) or (B, K)
-        else:  # BERT's masked tokens; GPT in validation, where a text is read in windows that
-            # overlap, and every token is scored in one of them
+        else:  # BERT's masked tokens; GPT in validation, where windows of a text overlap, so that
+            # every token has some context, and the tokens that a window repeats are -100
             logits = self.model(*inputs, mask=mask, keep=scored)  # (N, V)
         if logits.ndim == 3:
             logits = logits.flatten(0, 1)  # (B, T, V) -> (N, V)
@@ -812,13 +813,12 @@ class LitTransformer(L.LightningModule):
         loss = self.criterion(logits, targets)
         accuracy = self.accuracy_fn(logits, targets)
         # on_step: log the figures of this batch. on_epoch: log their average in the epoch, in which
-        # batch_size says how much a batch counts. sync_dist: average over several GPUs. Lightning
-        # averages batch_size over them as well, and would round that average if it was an int.
+        # batch_size says how much a batch counts. sync_dist: average over several GPUs.
         self.log_dict(
             {f"{stage}_loss": loss, f"{stage}_acc": accuracy},
             on_step=stage != "test",
             on_epoch=True,
-            batch_size=float(len(targets)),
+            batch_size=float(len(targets)),  # Lightning would round its average over GPUs if int
             sync_dist=stage != "train",  # not in training, where it would slow down every step
             prog_bar=True,
         )
@@ -884,8 +884,8 @@ class LitTransformer(L.LightningModule):
         return warmup * (final + (1 - final) * cosine)  # the second factor falls from 1 to final
 
     def progress(self, step: int) -> float:
-        """How much of the run is done at a step, from 0 to 1: of its steps, or of its time if a
-        time limit ends it earlier.
+        """How much of the run is done at a step, from 0 to 1: the share of its steps, or of its
+        time limit if there is one and it is nearer to its end.
         """
         if step == 0:  # the scheduler asks once before Lightning knows the number of steps
             return 0.0
@@ -1021,7 +1021,7 @@ class Housekeeping(L.Callback):
         so the gradients are too large until they are divided by it. They must be divided before
         they are clipped. A fused optimiser declares, by the attribute below, that it divides them
         in its own step; that would be too late, so Lightning refuses to clip. Without the
-        declaration, Lightning divides them first.
+        declaration, Lightning divides them before it clips, and the optimiser does not.
         """
         for optimizer in trainer.optimizers:
             optimizer._step_supports_amp_scaling = False
@@ -1036,6 +1036,7 @@ class Housekeeping(L.Callback):
         """
         # The number of the batch in the run. A step of the optimiser may take several batches
         # (accumulate_grad_batches), whose gradients are added; batch_idx restarts in every epoch.
+        # For example, with 4 batches a step, 10 steps done, and batch_idx 6: number 10 * 4 + 2.
         per_step = trainer.accumulate_grad_batches
         number = trainer.global_step * per_step + batch_idx % per_step
         # With several GPUs, each draws its own dropout: global_rank numbers them from 0 on.

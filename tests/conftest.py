@@ -1,9 +1,23 @@
-"""Tiny models, in float64 with bold weights: with the usual small ones a wrong formula hides behind rounding."""
+"""What several tests use: tiny models, tiny presets, the project's programs in a process of their own.
 
+The models are in float64 with large weights: with the usual small ones a wrong formula hides behind rounding.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
 import torch
 from torch import nn
 
 from transformer import Config, DecoderTransformer, EncoderTransformer
+from utils.files import ROOT
+
+# Arguments of Lightning's Trainer: one process on the CPU, nothing on the screen.
+QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False}
 
 TINY = {"n_layers": 2, "n_heads": 2, "d_model": 16, "d_ff": 32, "max_len": 12}
 VOCAB = 23
@@ -41,3 +55,31 @@ def words(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def pictures(n: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, 2, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def tiny_presets():
+    """The command line with the presets of tests/tiny.py."""
+    from utils.training import command
+
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "PRESETS", tiny.presets())
+        yield
+
+
+def environment() -> dict[str, str]:
+    """That of a program which finds the project and uses one thread."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+
+def program(*arguments: str | Path) -> subprocess.CompletedProcess:
+    """Run Python with these arguments in the project's folder."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )

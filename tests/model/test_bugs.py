@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import test_model
 import torch
-from conftest import TINY, bold, pictures, tiny_bert, tiny_gpt, tiny_vit, words
+from conftest import QUIET, TINY, bold, pictures, tiny_bert, tiny_gpt, tiny_vit, words
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -21,7 +21,6 @@ from transformer import Attention, Config, Recipe
 from utils.data.images import ImageData, ImageSet
 from utils.files import ROOT
 
-QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False}
 SDPA = F.scaled_dot_product_attention
 NOTEBOOKS = ROOT / "notebooks"
 

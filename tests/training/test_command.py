@@ -1,21 +1,18 @@
 """Bad input: every row ends in one line that names the argument, its value and what is allowed. Nothing half-written."""
 
-import os
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from conftest import program
 
 from transformer import GPT, Config, Recipe, sampling_probabilities, train
 from utils.data.images import ImageData, load_images
 from utils.data.text import BERTData, GPTData, load_corpus
 from utils.data.tokenisers import char_tokenizer, wordpiece_tokenizer
-from utils.files import ROOT
 from utils.inference.blanks import fill_blanks
 from utils.inference.generate import write_on
 from utils.training import command
@@ -24,12 +21,7 @@ from utils.training.callbacks import IterLoss, SampleText
 CONFIG = {"n_layers": 1, "n_heads": 2, "d_model": 16, "d_ff": 16, "max_len": 8}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny_presets():
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "PRESETS", tiny.presets())
-        yield
+pytestmark = pytest.mark.usefixtures("tiny_presets")
 
 
 @pytest.fixture(scope="module")
@@ -200,14 +192,6 @@ def test_bad_argument_in_a_real_process(files, tmp_path, name):
     assert done.returncode == 2 and done.stdout == ""
     assert_one_line(COMMANDS[name], done.stderr)
     assert contents(tmp_path / "out") == set()
-
-
-def program(*arguments: str | Path, **options) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
-        **options,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("model", ["gpt", "bert"])

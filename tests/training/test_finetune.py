@@ -28,12 +28,7 @@ from utils.weights.saving import save_pretrained
 SIZES = {"n_layers": 2, "n_heads": 2, "d_model": 16, "d_ff": 32}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny_presets():
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "PRESETS", tiny.presets())
-        yield
+pytestmark = pytest.mark.usefixtures("tiny_presets")
 
 
 def reviews(n=300):

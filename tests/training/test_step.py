@@ -7,14 +7,13 @@ from collections import Counter
 import lightning as L
 import pytest
 import torch
-from conftest import TINY, VOCAB, bold, words
+from conftest import QUIET, TINY, VOCAB, bold, words
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from transformer import BERT, GPT, Config, Recipe, ViT, train
 from utils.muon import Muon, orthogonalize
 
-QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False}
 close = torch.testing.assert_close
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import runpy
 import signal
@@ -17,6 +16,7 @@ import lightning as L
 import pytest
 import tiny
 import torch
+from conftest import environment, program
 from lightning.pytorch.callbacks import timer
 from lightning.pytorch.utilities.model_summary import get_human_readable_count
 from matplotlib.figure import Figure
@@ -34,12 +34,7 @@ from utils.training.presets import PRESETS
 CLASSES = {"gpt": GPT, "bert": BERT, "vit": ViT}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny_presets():
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "PRESETS", tiny.presets())
-        yield
+pytestmark = pytest.mark.usefixtures("tiny_presets")
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +62,6 @@ def whole(data, tmp_path_factory):
 
 def run(model: str, data: Path, out: Path, preset: str = "small", *more: str) -> int:
     return command.command([model, "--data", str(data), "--out", str(out), "--preset", preset, *more])
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-
-
-def program(*arguments: str | Path, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120,
-        **options,
-    )  # fmt: skip
 
 
 def saved(out: Path, name: str = "last") -> dict:
