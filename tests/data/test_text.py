@@ -1,13 +1,14 @@
 """Corpora, tokenisers, and the windows and masks of GPTData and BERTData."""
 
 import hashlib
+import random
 import sys
 
 import pytest
 import torch
 from samples import TEXT, cache_without_network, corpus, put
 
-from utils.data import text
+from utils.data import text, tokenisers
 from utils.data.text import SEPARATOR, BERTData, GPTData, load_corpus
 from utils.data.tokenisers import (
     SPECIAL_TOKENS,
@@ -245,3 +246,34 @@ def test_bert_held_out_masks_are_fixed():
     restored = inputs.where(targets == -100, targets)[:, 1:-1].flatten()
     assert torch.equal(restored, data.test[: len(restored)])
     assert len(data.test) - len(restored) < 14
+
+
+# ------------------------------------------------------------------------------------------------ long texts
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "char"])
+def test_a_text_read_in_pieces_has_the_tokens_of_the_whole(kind, monkeypatch):
+    written = TEXT[:3000] + "  two  spaces\n\n\nand\tlines \n ends, naïve Ünïcode 東京 done." + TEXT[3000:6000]
+    make = {"bpe": bpe_tokenizer, "wordpiece": wordpiece_tokenizer, "char": lambda text, _: char_tokenizer(text)}[kind]
+    whole = make(written, 400)
+    ids = whole.encode(written, add_special_tokens=False).ids
+    monkeypatch.setattr(tokenisers, "PIECE", 50)
+    assert len(list(tokenisers.pieces(written))) > 50
+    assert "".join(tokenisers.pieces(written)) == written
+    assert make(written, 400).get_vocab() == whole.get_vocab()  # trained on pieces, too
+    assert tokenisers.encode(whole, written).tolist() == ids
+    assert tokenisers.encode(whole, "").tolist() == []
+
+
+@pytest.mark.parametrize("make", [bpe_tokenizer, wordpiece_tokenizer])
+def test_a_word_without_end_is_cut(make):
+    """The time to train grows with the square of the longest word: this text would take minutes, in one word."""
+    draw = random.Random(0)
+    letters = "".join(draw.choices("ACGT", k=300_000))
+    tokenizer = make(letters, 300)
+    words = tokenizer.pre_tokenizer.pre_tokenize_str(letters[:10_000])
+    assert max(len(word) for word, _ in words) <= 128
+    ids = tokenisers.encode(tokenizer, letters)
+    assert len(ids) < len(letters) / 2  # it has learned longer tokens than letters
+    unknown = tokenizer.token_to_id("[UNK]")
+    assert unknown is None or (ids != unknown).all()
+    if make is bpe_tokenizer:
+        assert tokenizer.decode(ids.tolist()) == letters

@@ -27,7 +27,7 @@ from utils import plots
 from utils.data import baselines
 from utils.data.text import BERTData, GPTData, load_corpus
 from utils.files import ROOT, write_text
-from utils.training import command
+from utils.training import command, report
 from utils.training.callbacks import DeltaW, IterLoss
 from utils.training.presets import PRESETS
 
@@ -457,3 +457,20 @@ def test_table_of_runs(whole, capsys, monkeypatch):
     assert [line.split()[0] for line in lines[2:]] == ["GPT", "BERT", "ViT"]
     for line, names in zip(lines[2:], ["bits per byte|5-gram|lzma", "unigram|neighbour", "largest class| to "], strict=True):
         assert all(name in line for name in names.split("|"))
+        assert "--preset small" in line and "--data" in line
+
+
+def test_runs_side_by_side(whole, tmp_path, capsys):
+    """Together and the best first, with what differs; a folder without a finished run is named."""
+    made = json.loads((whole("gpt") / "summary.json").read_text(encoding="utf-8"))
+    for name, value, more in (("worse", 3.0, {"lr": 0.1}), ("best", 1.0, {"refit": True, "max_steps": 7})):
+        (tmp_path / name).mkdir()
+        changed = made | {"figure": made["figure"] | {"value": value}, "settings": made["settings"] | more}
+        (tmp_path / name / "summary.json").write_text(json.dumps(changed), encoding="utf-8")
+    (tmp_path / "unfinished").mkdir()
+    report.main([str(tmp_path / "worse"), str(whole("vit")), str(tmp_path / "unfinished"), str(tmp_path / "best")])
+    said = capsys.readouterr()
+    assert "unfinished holds no finished run" in said.err
+    found = said.out.splitlines()[2:]
+    assert [line.split()[0] for line in found] == ["GPT", "GPT", "ViT"]
+    assert "1.000" in found[0] and "--refit --max-steps 7" in found[0] and "--lr 0.1" in found[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -168,3 +169,31 @@ class KeepHistory(L.Callback):
             trainer.logger.experiment.metrics[:0] = self.rows[:keep]
             trainer.logger.save()
             self.rows = []
+
+
+class StopWhenLost(L.Callback):
+    """Stop with a ValueError when the training loss is no number any more, or rises to that of guessing.
+
+    Guessing costs log(V) or log(K). The loss begins there; to rise to it again from less than 80 % of it means that
+    the weights are lost, most often because the learning rate is too high. The mean of `window` batches counts.
+    """
+
+    def __init__(self, window: int = 20) -> None:
+        self.window = window
+        self.losses: list[float] = []
+        self.lowest = math.inf
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: dict, *_) -> None:
+        if module.device.type != "cpu" and trainer.global_step % 10:
+            return  # reading a loss makes a GPU wait
+        loss = outputs["loss"].item() * trainer.accumulate_grad_batches  # Lightning has divided it by them
+        when = f"at step {trainer.global_step}: try a lower --lr"
+        require(math.isfinite(loss), "training loss", loss, f"a finite number, and is not {when}")
+        self.losses = [*self.losses, loss][-self.window :]
+        if len(self.losses) < self.window:
+            return
+        mean, guessing = sum(self.losses) / self.window, math.log(module.accuracy_fn.num_classes)
+        self.lowest = min(self.lowest, mean)
+        lost = self.lowest < 0.8 * guessing and mean > guessing
+        allowed = f"below {guessing:.2f}, the loss of guessing, once it was {self.lowest:.2f}, and is not {when}"
+        require(not lost, "training loss", round(mean, 2), allowed)

@@ -20,7 +20,7 @@ from transformer import BERT, GPT, Config, LitTransformer, MLMHead, PatchEmbeddi
 from utils.data.images import ImageData, load_images
 from utils.data.labelled import TableData, load_table
 from utils.data.text import BERTData, GPTData, load_corpus
-from utils.training.callbacks import DeltaW, IterLoss, KeepHistory, Progress, SampleText, StopCleanly
+from utils.training.callbacks import DeltaW, IterLoss, KeepHistory, Progress, SampleText, StopCleanly, StopWhenLost
 from utils.training.cpu import OneDNN
 from utils.training.folder import open_run
 from utils.training.presets import PRESETS
@@ -94,7 +94,12 @@ def run(options: argparse.Namespace) -> dict:
     L.Trainer(**arguments, logger=False, enable_checkpointing=False)
     open_run(out, module, options.resume)
 
-    callbacks = [OneDNN(), StopCleanly(out / "checkpoints" / "last.ckpt"), *watchers(options, data, out)]
+    callbacks = [
+        OneDNN(),
+        StopCleanly(out / "checkpoints" / "last.ckpt"),
+        StopWhenLost(),
+        *watchers(options, data, out),
+    ]
     began = time.perf_counter()
     try:
         transformer.train(module, data, out, options.resume, callbacks=callbacks, **arguments)
@@ -105,9 +110,10 @@ def run(options: argparse.Namespace) -> dict:
     seconds = time.perf_counter() - began
     if options.preset == "s17":
         module.trainer.validate(module, data)
-    summary = close_run(module, data, out, options.preset, seconds)
+    summary = close_run(module, data, out, settings(options), seconds)
     if summary:
         print(table([summary]))
+        print("\n".join(summary["ending"]))
     return summary
 
 
@@ -124,6 +130,15 @@ def check(options: argparse.Namespace) -> None:
     options.preset = options.preset or default
     presets = PRESETS[options.model]
     require(options.preset in presets, "preset", options.preset, f"one of {', '.join(presets)}")
+
+
+def settings(options: argparse.Namespace) -> dict:
+    """The options that were given, and the preset, for the report."""
+    usual = vars(parser().parse_args([options.model]))
+    given = {
+        name: value for name, value in vars(options).items() if value != usual[name] and name not in ("out", "resume")
+    }
+    return given | {"preset": options.preset}
 
 
 def is_table(options: argparse.Namespace) -> bool:

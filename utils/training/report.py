@@ -1,13 +1,14 @@
 """The report of a run: summary.json, the loss curve, and the table of several runs.
 
-    python -m utils.training.report runs/bert runs/vit runs/gpt      # print a table of finished runs
+    python -m utils.training.report runs/*      # print a table of finished runs, and how each was set
 
-With `--readme` the table is also written into README.md.
+Runs of one model on one data set stand together, the best first. With `--readme` the table also goes into README.md.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -21,10 +22,13 @@ from utils.training.machine import device_name, peak_memory, versions
 from utils.training.scoring import SCORE
 
 
-def close_run(module: L.LightningModule, data: L.LightningDataModule, out: Path, preset: str, seconds: float) -> dict:
+def close_run(
+    module: L.LightningModule, data: L.LightningDataModule, out: Path, settings: dict, seconds: float
+) -> dict:
     """Test the best checkpoint on the whole test part, beside the baselines; write the report and return the summary.
 
-    seconds: how long the training took. Of several processes only the first writes; the others return {}.
+    settings: the options of the run, the preset among them. seconds: how long the training took. Of several processes
+    only the first writes; the others return {}.
     """
     trainer = module.trainer
     unit = {ImageData: "images", TableData: "texts"}.get(type(data), "tokens")
@@ -38,7 +42,8 @@ def close_run(module: L.LightningModule, data: L.LightningDataModule, out: Path,
     module.eval()
     summary = {
         "model": type(module).__name__,
-        "preset": preset,
+        "preset": settings["preset"],
+        "settings": settings,
         "parameters": sum(p.numel() for p in module.parameters()),
         "data": data.describe(),
         "metrics": figures | tested,
@@ -54,9 +59,51 @@ def close_run(module: L.LightningModule, data: L.LightningDataModule, out: Path,
     lines = summary.pop("loss_lines")
     title = f"{summary['model']} on {summary['data']['name']}"
     validation = "validation part (trained on: refit)" if "refit" in title else "validation (full pass)"
-    plots.save(plots.loss_curve(out / "metrics.csv", lines, title, validation), out / "loss.png")
+    series = plots.read_metrics(out / "metrics.csv")
+    plots.save(plots.loss_curve(series, lines, title, validation), out / "loss.png")
+    summary["ending"] = ending(series, summary, guessing=math.log(module.accuracy_fn.num_classes))
     write_text(out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return summary
+
+
+def ending(series: dict[str, tuple[list[float], list[float]]], summary: dict, guessing: float) -> list[str]:
+    """Say in words how a run ended, and what to try.
+
+    series: the losses by step, of metrics.csv. guessing: the loss of a model that knows nothing, log(V) or log(K).
+    """
+    said = [] if "refit" in summary["data"]["name"] else [how_it_learned(series, summary["steps"], guessing)]
+    figure = summary["figure"]
+    value, sign = figure["value"], 1 if figure["better"] == "lower" else -1
+    ahead = [f"{name} {rung:.3f}" for name, rung in summary["baselines"].items() if sign * (rung - value) <= 0]
+    if ahead:
+        said.append(f"Not better than a trivial method: {figure['name']} {value:.3f}, but {', '.join(ahead)}.")
+    return said
+
+
+def how_it_learned(series: dict[str, tuple[list[float], list[float]]], n_steps: int, guessing: float) -> str:
+    """Whether the model learned, memorised its data, or could have learned more: a sentence or three."""
+    steps, losses = series["val_loss_epoch"]
+    lowest, last = min(losses), losses[-1]
+    best = int(steps[losses.index(lowest)]) + 1  # metrics.csv counts steps from 0
+    _, training = series.get("train_loss_step") or series["train_loss_epoch"]  # a very short run logs no step
+    recent = training[-max(1, len(training) // 10) :]
+    trained = sum(recent) / len(recent)
+    if last > 1.05 * lowest and trained < lowest:
+        above = f" (guessing: {guessing:.2f})" if last > guessing else ""
+        return (
+            f"Memorised: after step {best} the validation loss rose from {lowest:.2f} to {last:.2f}{above}, while the "
+            f"training loss fell to {trained:.2f}. The figure is that of step {best}, which best.ckpt keeps. Try "
+            f"--max-steps {best * 3 // 2}, more data, or a start from a trained model (--pretrained)."
+        )
+    if lowest > 0.95 * guessing:
+        return (
+            f"Learned next to nothing: the validation loss is {lowest:.2f}, and that of guessing {guessing:.2f}. "
+            "Try more steps, or another --lr."
+        )
+    learned = f"Learned: the validation loss fell to {lowest:.2f}, the training loss to {trained:.2f}."
+    if last == lowest and trained > 0.97 * lowest:
+        learned += f" As they are alike, a longer run would learn more: try --max-steps {2 * n_steps}."
+    return learned
 
 
 def rows(summaries: list[dict]) -> list[tuple[str, ...]]:
@@ -76,9 +123,19 @@ def rows(summaries: list[dict]) -> list[tuple[str, ...]]:
     return found
 
 
-def table(summaries: list[dict]) -> str:
-    """The rows as a table for a terminal."""
+def settings_of(summary: dict) -> str:
+    """The options of a run as they stand on the command line."""
+    given = summary.get("settings", {"preset": summary["preset"]})
+    words = (f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in given.items())
+    return " ".join(words)
+
+
+def table(summaries: list[dict], settings: bool = False) -> str:
+    """The rows as a table for a terminal; with `settings`, one more column for the options of each run."""
     found = rows(summaries)
+    if settings:
+        column = ["settings", *map(settings_of, summaries)]
+        found = [(*row, cell) for row, cell in zip(found, column, strict=True)]
     widths = [max(map(len, column)) for column in zip(*found, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in found]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
@@ -91,9 +148,31 @@ def into_readme(summaries: list[dict], readme: Path) -> None:
     write_between_marks(readme, "results", "\n".join(found))
 
 
+def in_order(summaries: list[dict]) -> list[dict]:
+    """Runs of one model on one data set together, where the first of them stands, and the best of them first."""
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for summary in summaries:
+        groups.setdefault((summary["model"], summary["data"]["name"]), []).append(summary)
+    ordered = []
+    for group in groups.values():
+        best_first = group[0]["figure"]["better"] == "higher"
+        ordered += sorted(group, key=lambda summary: summary["figure"]["value"], reverse=best_first)
+    return ordered
+
+
+def main(arguments: list[str]) -> None:
+    """Print the table of the runs in these folders."""
+    summaries = []
+    for folder in (argument for argument in arguments if argument != "--readme"):
+        path = Path(folder, "summary.json")
+        if path.is_file():
+            summaries.append(json.loads(path.read_text(encoding="utf-8")))
+        else:
+            print(f"{folder} holds no finished run: it has no summary.json", file=sys.stderr)
+    print(table(in_order(summaries), settings=True))
+    if "--readme" in arguments:
+        into_readme(summaries, ROOT / "README.md")
+
+
 if __name__ == "__main__":
-    folders = [argument for argument in sys.argv[1:] if argument != "--readme"]
-    runs = [json.loads(Path(folder, "summary.json").read_text(encoding="utf-8")) for folder in folders]
-    print(table(runs))
-    if "--readme" in sys.argv:
-        into_readme(runs, ROOT / "README.md")
+    main(sys.argv[1:])

@@ -1,0 +1,94 @@
+"""What a run says of itself at its end, and that one whose loss is lost is stopped."""
+
+import json
+import math
+import re
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+
+from utils.training import command
+from utils.training.callbacks import StopWhenLost
+from utils.training.report import ending, how_it_learned
+
+pytestmark = pytest.mark.usefixtures("tiny_presets")
+
+
+def series(validation, training):
+    """Losses as in metrics.csv: a validation after every 100 steps, a training loss after every 10."""
+    return {
+        "val_loss_epoch": ([100.0 * i + 99 for i in range(len(validation))], validation),
+        "train_loss_step": ([10.0 * i + 9 for i in range(len(training))], training),
+    }
+
+
+@pytest.mark.parametrize(
+    "validation, training, words",
+    [
+        ([4.0, 3.5, 4.9, 6.0], [6.0, 3.0, 1.0, 0.1], "Memorised: after step 200 .* 3.50 to 6.00, .* 0.10"),
+        ([4.0, 3.5, 4.9, 7.5], [6.0, 3.0, 1.0, 0.1], r"Memorised: .* 7.50 \(guessing: 6.93\)"),
+        ([6.95, 6.94, 6.93], [6.95, 6.93], "Learned next to nothing"),
+        ([4.0, 3.0, 2.5], [6.0, 3.0, 2.5], "Learned: .* 2.50.* try --max-steps 600"),
+        ([4.0, 3.0, 2.5], [6.0, 3.0, 2.0], "^Learned: .* 2.50, the training loss to 2.00.$"),
+        ([4.0, 3.0, 3.1], [6.0, 3.0, 2.0], "^Learned: .* 3.00, the training loss to 2.00.$"),  # 3 % is no memorising
+    ],
+)
+def test_how_it_learned(validation, training, words):
+    assert re.search(words, how_it_learned(series(validation, training), 300, math.log(1024)))
+
+
+@pytest.mark.parametrize(
+    "value, better, said",
+    [
+        (2.0, "lower", ["5-gram 1.900"]),
+        (1.8, "lower", []),
+        (1.5, "higher", ["5-gram 1.900", "lzma 1.850"]),
+        (1.9, "higher", ["5-gram 1.900"]),
+    ],
+)
+def test_a_trivial_method_that_is_better_is_named(value, better, said):
+    baselines = {"5-gram": 1.9, "lzma": 1.85 if better == "higher" else 2.2}
+    figure = {"name": "figure", "value": value, "better": better}
+    summary = {"data": {"name": "x"}, "steps": 300, "figure": figure, "baselines": baselines}
+    lines = ending(series([4.0, 2.5], [3.0, 2.0]), summary, 6.9)
+    assert [line for line in lines if line.startswith("Not better")] == [
+        f"Not better than a trivial method: figure {value:.3f}, but {', '.join(said)}."
+    ][: len(said) and 1]
+    summary["data"]["name"] = "x, refit"  # its validation part was trained on: it shows no memorising
+    assert not any(line.startswith(("Learned", "Memorised")) for line in ending(series([4.0], [3.0]), summary, 6.9))
+
+
+def steps(callback, losses, n_classes=100):
+    trainer = SimpleNamespace(global_step=0, accumulate_grad_batches=1)
+    module = SimpleNamespace(device=torch.device("cpu"), accuracy_fn=SimpleNamespace(num_classes=n_classes))
+    for trainer.global_step, loss in enumerate(losses, start=1):  # noqa: B020
+        callback.on_train_batch_end(trainer, module, {"loss": torch.tensor(loss)})
+
+
+def test_a_loss_that_is_no_number_or_that_of_guessing_again_stops_the_run():
+    guessing = math.log(100)
+    steps(StopWhenLost(), [guessing + 1] * 50 + [guessing] * 50)  # it only begins there
+    steps(StopWhenLost(), [guessing] * 30 + [1.0] * 30 + [0.9 * guessing] * 30)
+    with pytest.raises(ValueError, match="training loss=nan: must be a finite number, and is not at step 3: try a lower"):
+        steps(StopWhenLost(), [4.0, 4.0, math.nan])
+    with pytest.raises(ValueError, match="training loss=.*: must be below 4.61, the loss of guessing, once it was 1.00"):
+        steps(StopWhenLost(), [guessing] * 30 + [1.0] * 30 + [guessing + 0.5] * 30)
+
+
+def test_a_learning_rate_far_too_high_ends_in_one_line(tmp_path, capsys):
+    text = tmp_path / "my.txt"
+    text.write_text(tiny.text(), encoding="utf-8")
+    assert command.command(["gpt", "--data", str(text), "--lr", "1e30", "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert "training loss" in line and "--lr" in line
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_the_end_of_a_run_is_in_its_summary_and_on_the_screen(tmp_path, capsys):
+    text = tmp_path / "my.txt"
+    text.write_text(tiny.text(), encoding="utf-8")
+    assert command.command(["gpt", "--data", str(text), "--out", str(tmp_path / "out")]) == 0
+    said = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["ending"]
+    assert said and capsys.readouterr().out.splitlines()[-len(said) :] == said
