@@ -45,6 +45,7 @@ def presets() -> dict:
             "wide": small | {"config": small["config"] | {"d_model": 32}},
             "s17": small | {"trainer": {"max_epochs": 2}},
             "finetune": small | {"trainer": {"max_epochs": 3}},
+            "finetune-small": small | {"trainer": {"max_epochs": 3}},
         }
     return found
 

@@ -7,6 +7,7 @@ import re
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import tiny
@@ -94,7 +95,7 @@ def test_it_goes_on_from_the_weights(files, tmp_path, model, kind, data, freeze)
     if data in ("reviews.csv", "pictures"):  # new classes
         assert after["head.classifier.weight"].shape[0] == {"reviews.csv": 2, "pictures": 3}[data]
         assert summary["figure"]["name"] == "accuracy" and "largest class" in summary["baselines"]
-    assert summary["preset"] == "finetune" and summary["steps"] == 3
+    assert summary["preset"] == "finetune-small" and summary["steps"] == 3
 
 
 def test_a_table_is_learned(files, tmp_path):
@@ -224,3 +225,27 @@ def test_bad_commands(case, files, tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and not (tmp_path / "out").exists()
     assert re.search(message, said[0]), said[0]
+
+
+# ------------------------------------------------------------------------------------------------ what fits
+def test_the_preset_fits_the_size_of_the_model():
+    options = command.parser().parse_args(["gpt", "--pretrained", "gpt2"])
+    with torch.device("meta"):
+        large = DecoderTransformer(Config(causal=True), 50_257)
+    tiny_model = DecoderTransformer(Config(**SIZES, max_len=8, causal=True), 50)
+    assert command.usual_preset(options, tiny_model) == "finetune-small"
+    assert command.usual_preset(options, large) == "finetune"
+    assert command.usual_preset(command.parser().parse_args(["gpt"]), None) == "small"
+    assert command.usual_preset(command.parser().parse_args(["bert", "--data", "x.csv"]), None) == "finetune"
+
+
+def test_a_run_that_could_be_the_start_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("my.txt").write_text(tiny.text(), encoding="utf-8")
+    arguments = ["gpt", "--data", "my.txt", "--max-steps", "2"]
+    assert command.command(arguments) == 0  # into runs/gpt
+    assert "--pretrained" not in capsys.readouterr().out
+    assert command.command([*arguments, "--out", "runs/mine"]) == 0
+    assert "runs/gpt holds a trained model" in capsys.readouterr().out
+    assert command.command([*arguments, "--pretrained", "runs/gpt", "--out", "runs/tuned"]) == 0
+    assert "holds a trained model" not in capsys.readouterr().out

@@ -33,12 +33,17 @@ EPILOG = """The folder --out then holds checkpoints/best.ckpt and last.ckpt, met
 samples.txt (gpt), predictions.txt (bert) or attention.png (vit)."""
 
 
+SMALL = 20e6  # parameters: a model with fewer is fine-tuned as one of ours, with more as an official one
+
+
 def parser() -> argparse.ArgumentParser:
     """The options of the command line."""
     parser = argparse.ArgumentParser("transformer.py", description=__doc__, epilog=EPILOG)
     parser.add_argument("model", choices=PRESETS)
     parser.add_argument("--data", help="the name of a data set, a text file, a folder of pictures, or a .csv (bert)")
-    parser.add_argument("--preset", help="small (CPU), full (GPU), finetune or s17 (default: small or finetune)")
+    parser.add_argument(
+        "--preset", help="small (CPU), full (GPU), finetune, finetune-small or s17 (default: what fits)"
+    )
     parser.add_argument("--pretrained", metavar="NAME|FOLDER", help="start from official weights or from a run")
     parser.add_argument("--freeze", action="store_true", help="with --pretrained: train the head alone")
     parser.add_argument("--lr", type=float, metavar="X", help="AdamW's learning rate (default: the preset's)")
@@ -71,7 +76,6 @@ def command(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> dict:
     """Train, test and report; returns the summary."""
     check(options)
-    preset = PRESETS[options.model][options.preset]
     out = options.out or Path("runs", options.model)
     started = not options.resume or (out / "checkpoints" / "last.ckpt").is_file()
     require(started, "resume", True, f"used on a run that has begun; there is no checkpoints/last.ckpt in {out}")
@@ -80,8 +84,10 @@ def run(options: argparse.Namespace) -> dict:
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", category=UserWarning, module="torch.optim.lr_scheduler")
     torch.set_float32_matmul_precision("high")
-    arguments = trainer_arguments(options, preset)
     base, processor = load_pretrained(options.pretrained) if options.pretrained else (None, None)
+    options.preset = options.preset or usual_preset(options, base)
+    preset = PRESETS[options.model][options.preset]
+    arguments = trainer_arguments(options, preset)
     data = load_data(options, preset, base, processor)
     L.seed_everything(options.seed, verbose=False)
     changes = {} if options.lr is None else {"lr": options.lr}
@@ -93,6 +99,8 @@ def run(options: argparse.Namespace) -> dict:
     # Lightning refuses wrong devices or strategies here, before the files of an earlier run are moved.
     L.Trainer(**arguments, logger=False, enable_checkpointing=False)
     open_run(out, module, options.resume)
+    if options.data and base is None:
+        hint_at_earlier_run(options.model, out)
 
     callbacks = [
         OneDNN(),
@@ -117,8 +125,15 @@ def run(options: argparse.Namespace) -> dict:
     return summary
 
 
+def hint_at_earlier_run(model: str, out: Path) -> None:
+    """Say that a run of `make demo` could be the start of one on a user's own data."""
+    earlier = Path("runs", model)
+    if earlier != out and (earlier / "checkpoints" / "best.ckpt").is_file():
+        print(f"{earlier} holds a trained model. With little data, a start from it helps: --pretrained {earlier}")
+
+
 def check(options: argparse.Namespace) -> None:
-    """Raise a ValueError for options that do not go together; fill in the default preset."""
+    """Raise a ValueError for options that do not go together."""
     for name in ("max_epochs", "max_steps", "max_time", "eval_iters", "seed", "image_size"):
         value, least, most = getattr(options, name), int(name != "seed"), 2**32 - 1
         require(value is None or least <= value <= most, name, value, f"at least {least} and at most {most}")
@@ -126,10 +141,17 @@ def check(options: argparse.Namespace) -> None:
     require(options.pretrained or not options.freeze, "freeze", True, "used with --pretrained")
     has_head = options.model != "gpt"
     require(has_head or not options.freeze, "freeze", True, "left out: GPT's head is its token embedding")
-    default = "finetune" if options.pretrained or is_table(options) else "small"
-    options.preset = options.preset or default
     presets = PRESETS[options.model]
-    require(options.preset in presets, "preset", options.preset, f"one of {', '.join(presets)}")
+    known = options.preset is None or options.preset in presets
+    require(known, "preset", options.preset, f"one of {', '.join(presets)}")
+
+
+def usual_preset(options: argparse.Namespace, base: Transformer | None) -> str:
+    """The preset where none is given: it depends on whether a model is there to start from, and on its size."""
+    if base is not None:
+        small = sum(p.numel() for p in base.parameters()) < SMALL
+        return "finetune-small" if small else "finetune"
+    return "finetune" if is_table(options) else "small"
 
 
 def settings(options: argparse.Namespace) -> dict:

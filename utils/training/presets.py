@@ -1,8 +1,9 @@
 """The presets of the command line: what to train on, how large a model, how long.
 
 small: a few minutes on two CPU cores. full: a GPU. finetune: start from pretrained weights (their sizes count, not the
-preset's), or train BERT on a table of texts and labels. s17: the three models of the course assignment that this
-project redoes.
+preset's), or train BERT on a table of texts and labels. finetune-small: start from a small model, such as a run of
+`make demo`, which can and has to change more than an official one. s17: the three models of the course assignment that
+this project redoes.
 
 Each entry holds the default data and the arguments that differ from the defaults, of Config (`config`), of the model
 (`model`), of Recipe (`recipe`), of the data module (`batches`) and of Lightning's Trainer (`trainer`). The values were
@@ -29,6 +30,13 @@ PRESETS: dict[str, dict[str, dict]] = {
             "recipe": TUNE | {"lr": 5e-5},
             "batches": {"context": 256, "batch_size": 8},
             "trainer": {"max_epochs": 1},
+        },
+        "finetune-small": {
+            "data": "python-docs",
+            "config": SMALLER | {"d_model": 128, "d_ff": 512, "dropout": 0.1},
+            "recipe": TUNE | {"optimizer": "muon", "muon_lr": 0.01, "lr": 1e-3},
+            "batches": {"context": 128, "batch_size": 8},
+            "trainer": {"max_epochs": 6},
         },
         "small": {
             "data": "python-docs",
@@ -60,6 +68,13 @@ PRESETS: dict[str, dict[str, dict]] = {
             "recipe": TUNE | {"lr": 5e-5},
             "batches": {"context": 128, "batch_size": 32},
             "trainer": {"max_epochs": 4},
+        },
+        "finetune-small": {
+            "data": "python-docs",
+            "config": SMALLER | {"d_model": 96, "d_ff": 384, "dropout": 0.1},
+            "recipe": TUNE | {"lr": 3e-3},
+            "batches": {"context": 128, "batch_size": 32},
+            "trainer": {"max_epochs": 6},
         },
         "small": {
             "data": "python-docs",
@@ -93,6 +108,15 @@ PRESETS: dict[str, dict[str, dict]] = {
             "recipe": TUNE | {"lr": 1e-4},
             "batches": {"batch_size": 16, "augment": Augment(flip=True, scale=0.2, shift=0.05)},
             "trainer": {"max_epochs": 8},
+        },
+        "finetune-small": {
+            "data": "pizza-steak-sushi",
+            "image_size": 64,
+            "config": VIT | {"dropout": 0.1},
+            "model": {"patch_size": 8},
+            "recipe": TUNE | {"lr": 1e-3},
+            "batches": {"batch_size": 16, "augment": Augment(flip=True, scale=0.2, shift=0.05)},
+            "trainer": {"max_epochs": 20},
         },
         "small": {
             "data": "mnist-5k",
