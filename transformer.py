@@ -818,7 +818,9 @@ class LitTransformer(L.LightningModule):
             {f"{stage}_loss": loss, f"{stage}_acc": accuracy},
             on_step=stage != "test",
             on_epoch=True,
-            batch_size=float(len(targets)),  # Lightning would round its average over GPUs if int
+            # A float: with several GPUs, Lightning averages batch_size over them, and an average
+            # of integers would be rounded.
+            batch_size=float(len(targets)),
             sync_dist=stage != "train",  # not in training, where it would slow down every step
             prog_bar=True,
         )
@@ -884,8 +886,8 @@ class LitTransformer(L.LightningModule):
         return warmup * (final + (1 - final) * cosine)  # the second factor falls from 1 to final
 
     def progress(self, step: int) -> float:
-        """How much of the run is done at a step, from 0 to 1: the share of its steps, or of its
-        time limit if there is one and it is nearer to its end.
+        """How much of the run is done at a step, from 0 to 1: the share of the steps that are done
+        or, if that is larger, the share of the time limit that has passed.
         """
         if step == 0:  # the scheduler asks once before Lightning knows the number of steps
             return 0.0
@@ -972,6 +974,7 @@ def train(
     # version counters, each overwrites the file before it.
     save_best = ModelCheckpoint(folder, "best", monitor="val_loss", enable_version_counter=False)
     save_last = ModelCheckpoint(folder, "last", enable_version_counter=False)
+    # Housekeeping stands at the end of this file: repeatable dropout, a last validation.
     callbacks = [save_best, save_last, *options.pop("callbacks", []), Housekeeping()]
     defaults = {
         "gradient_clip_val": 1.0,  # scale all gradients down together if their norm exceeds 1

@@ -245,6 +245,8 @@ def test_a_run_that_could_be_the_start_is_named(tmp_path, monkeypatch, capsys):
     arguments = ["gpt", "--data", "my.txt", "--max-steps", "2"]
     assert command.command(arguments) == 0  # into runs/gpt
     assert "--pretrained" not in capsys.readouterr().out
+    assert command.command(["gpt", "--data", "my.txt", "--max-steps", "3", "--resume"]) == 0
+    assert "--pretrained" not in capsys.readouterr().out  # it is the run itself
     assert command.command([*arguments, "--out", "runs/mine"]) == 0
     assert "runs/gpt holds a trained model" in capsys.readouterr().out
     assert command.command([*arguments, "--pretrained", "runs/gpt", "--out", "runs/tuned"]) == 0
