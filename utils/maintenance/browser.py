@@ -157,10 +157,21 @@ def visit(browser, stack: str, address: str, width: int = 1200, height: int = 17
 
 
 def run_all(page) -> None:
-    """Run all cells from JupyterLab's menu."""
-    page.locator(".jp-CodeCell").first.click()
-    page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
-    page.locator(".lm-Menu-itemLabel:text-is('Run All Cells')").first.click()
+    """Run all cells from JupyterLab's menu, and return when the first one has been sent to the kernel.
+
+    JupyterLab 3 forgets the order without a word if its kernel is not connected yet: it is given until it is heard.
+    Raises a RuntimeError with what the page shows if it never is.
+    """
+    prompt = page.locator(".jp-CodeCell .jp-InputPrompt").first
+    for _ in range(20):
+        page.locator(".jp-CodeCell").first.click()
+        page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
+        page.locator(".lm-Menu-itemLabel:text-is('Run All Cells')").first.click()
+        for _ in range(30):
+            if prompt.inner_text().strip("[]: \u00a0"):  # "[*]" or its number; "[ ]" before
+                return
+            page.wait_for_timeout(100)
+    raise RuntimeError(f"the cells were never run; the page shows: {page.locator('body').inner_text()[:2000]}")
 
 
 def write_notebook(path: Path, cells: list[str]) -> None:
