@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo install lab test notebooks assets screenshots stamp clean
+.PHONY: demo install lab test notebooks assets screenshots study stamp clean
 
 demo: install
 	@echo "1 of 3: BERT on Python's documentation, about 4 minutes on two cores"
@@ -46,6 +46,10 @@ assets: install
 screenshots: install
 	$(RUN) -m pip install --quiet --requirement requirements-browser.txt --constraint constraints.txt
 	$(RUN) -m utils.maintenance.browser
+
+# The table of utils/training/README.md: what data of one's own lead to. About an hour for one seed on two cores.
+study: install
+	$(RUN) -m utils.maintenance.study
 
 # Write this repository's OWNER/REPO (of `git remote`, or REPO=owner/name) into every badge and notebook.
 stamp: install

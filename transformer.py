@@ -20,10 +20,10 @@ Shapes stand in comments as tuples of these letters:
 
     B  sequences (texts or pictures) in a batch
     T  positions in each sequence
-    C  features of a hidden state, which is the vector of one position between two layers: d_model
+    C  features of a hidden state (the vector of one position between two layers): d_model
     H  attention heads: n_heads
     D  features of one head: C // H
-    S  positions that can be attended to: T, or more when sampling, where a cache holds earlier ones
+    S  positions that can be attended to: T, or more in sampling (see KVCache)
     V  tokens in the vocabulary
     K  classes
     N  positions that the loss is computed on
@@ -83,7 +83,8 @@ class Config:
     norm_first: bool = True
     norm_eps: float = 1e-5  # added to the variance, so that a LayerNorm never divides by 0
     activation: str = "gelu"  # one of ACTIVATIONS
-    # One of POSITIONS. Attention by itself does not know the order of the tokens; this tells it.
+    # One of POSITIONS. Attention by itself does not know the order of the tokens; this tells it:
+    # by a trained vector for each position (learned), or by fixed angles (see position_angles).
     positions: str = "learned"
     init_std: float = 0.02  # the standard deviation of the initial weights
 
@@ -143,7 +144,7 @@ class Attention(nn.Module):
         """Hidden states x (B, T, C) -> queries (B, H, T, D), keys and values (B, H, S, D).
 
         cache: used in sampling alone. It holds the keys and values of the tokens before these T.
-        Theirs are added to it, and all S are returned. Without a cache S = T.
+        Those of the T tokens are appended to it, and all S are returned. Without a cache S = T.
         """
         H = self.n_heads
         qkv = self.qkv(x)  # (B, T, 3C): C features of queries, C of keys, C of values
@@ -191,7 +192,8 @@ class Attention(nn.Module):
         T, S = q.shape[2], k.shape[2]
         dropout = self.dropout if self.training else 0.0
         # One call of PyTorch for the scores, their division by sqrt(D), the softmax, dropout on the
-        # attention weights, and the average of the values: y is (B, H, T, D).
+        # attention weights, and the average of the values: y is (B, H, T, D). The method `weights`
+        # below has the first three steps written out.
         if self.causal and mask is None and T == S:
             # PyTorch's built-in causal mask is the fastest. It lets query i see the keys 0 to i,
             # which is right only if T == S.
@@ -231,13 +233,12 @@ def position_angles(
 def rotate(x: Tensor, start: int = 0) -> Tensor:
     """Rotary positions: turn pairs of features of x (..., T, D) by the angles of their positions.
 
-    Queries and keys are turned, values are not: positions decide who attends to whom. Turning both
-    vectors by the same angle does not change their dot product. So turn both back by the angle of
-    the key's position n: the key is then not turned at all, and the query, which is at position m,
-    is turned by the angle of m - n, since angles grow evenly with the position. The score depends
-    on the distance of the two positions, and not on where they are (RoFormer, 3.2). The paper pairs
-    neighbouring features; here feature i is paired with feature i + D/2, as in the model GPT-NeoX.
-    `start` is the position of the first of the T vectors.
+    Queries and keys are turned, values are not: positions decide who attends to whom. The score of
+    a query and a key then depends on the distance between their positions, and not on where they
+    are (RoFormer, 3.2): if both stand 100 positions further on, both are turned further by the same
+    angles, and a dot product stays the same when both vectors are turned by the same angle. The
+    paper pairs neighbouring features; here feature i is paired with feature i + D/2, as in the
+    model GPT-NeoX. `start` is the position of the first of the T vectors.
     """
     angles = position_angles(start, start + x.shape[-2], x.shape[-1], x.device)  # (T, D/2)
     cos = angles.cos().to(x.dtype)
@@ -249,8 +250,9 @@ def rotate(x: Tensor, start: int = 0) -> Tensor:
 class KVCache:
     """The keys and values of one block's attention for the tokens that GPT has read so far.
 
-    GPT's tokens do not attend to later ones, so their keys and values stay the same when the text
-    grows, and sampling computes them once. Memory for `size` positions is reserved at the start.
+    GPT's tokens do not attend to later ones. When the text grows, the hidden states of the earlier
+    tokens therefore stay the same in every block, and so do their keys and values: sampling
+    computes them once. Memory for `size` positions is reserved at the start.
     """
 
     def __init__(self, batch: int, size: int, config: Config, like: Tensor) -> None:
@@ -662,21 +664,22 @@ class DecoderTransformer(Transformer):
         Yields, for each step, the ids (B,) of the new tokens, one for every text, and the logits
         (B, V) that they were sampled from. temperature, top_k, top_p: see sampling_probabilities.
         use_cache: keep keys and values, which is faster; False gives the same text. Call eval()
-        on the model before, or dropout is on. Of a prompt longer than max_len the end is read.
-        When a text has grown beyond max_len, its older half is forgotten. The rest gets new
-        positions from 0 on, so all of it is read again; as half of max_len is free then, this
-        happens seldom.
+        on the model before, or dropout is on. Of a prompt longer than max_len only the end is read,
+        and of a text that grows beyond max_len the older half is forgotten.
         """
         good = ids.ndim == 2 and ids.numel() > 0
         require(good, "ids", tuple(ids.shape), "(B, T) with at least one token")
         require(max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0")
         max_len = self.config.max_len
-        cache_size = min(max_len, ids.shape[1] + max_new_tokens)  # the most that is ever cached
+        cache_size = min(max_len, ids.shape[1] + max_new_tokens)  # positions to reserve memory for
         ids = ids[:, -max_len:]
         caches = None
         for _ in range(max_new_tokens):
             if ids.shape[1] > max_len:
-                ids = ids[:, -(max_len // 2 + 1) :]  # half of max_len and the newest token
+                # Keep the newer half (+ 1: half of max_len = 1 would be no token at all). Its
+                # positions now begin at 0, so it is read again, into empty caches. This is slow; to
+                # keep more than half would make it necessary more often.
+                ids = ids[:, -(max_len // 2 + 1) :]
                 caches = None
             if not use_cache:
                 new = ids  # all tokens are read again at every step
@@ -756,7 +759,7 @@ class Recipe:
     weight_decay: float = 0.1  # every step also subtracts learning rate x weight_decay x weight
     warmup: int = 100  # steps in which the learning rate rises
     final_lr: float = 0.1  # the learning rate at the end, as a fraction of the highest
-    seed: int = 0  # of dropout; the initial weights and the batches do not depend on it
+    seed: int = 0  # decides which features dropout sets to 0 at each step
 
     def __post_init__(self) -> None:
         known = self.optimizer in ("adamw", "muon")
@@ -804,8 +807,7 @@ class LitTransformer(L.LightningModule):
         scored = targets != -100  # True at N targets
         if scored.all():  # GPT in training, and classes
             logits = self.model(*inputs, mask=mask)  # (B, T, V) or (B, K)
-        else:  # BERT's masked tokens; GPT in validation, where windows of a text overlap, so that
-            # every token has some context, and the tokens that a window repeats are -100
+        else:  # BERT predicts the masked tokens only; GPT in validation every token only once
             logits = self.model(*inputs, mask=mask, keep=scored)  # (N, V)
         if logits.ndim == 3:
             logits = logits.flatten(0, 1)  # (B, T, V) -> (N, V)
@@ -838,9 +840,10 @@ class LitTransformer(L.LightningModule):
     def configure_optimizers(self) -> dict:
         """The optimiser, and a scheduler that sets the learning rate for the next step.
 
-        Weight decay is for the matrices of linear layers and of the patch projection. Embeddings
-        do not decay, nor a head that shares their weight, nor positions, the class token,
-        LayerNorms and biases.
+        Weight decay is for the matrices of linear layers and of the patch projection: small weights
+        make it harder to memorise single examples. Embeddings do not decay, nor a head that shares
+        their weight, because the vector of a rare token would fade between the few steps that train
+        it. Nor do positions, the class token, LayerNorms and biases: they hold few numbers.
         """
         recipe = self.recipe
         # Sets compare tensors by identity: a weight that head and embedding share is in both sets.
@@ -860,7 +863,8 @@ class LitTransformer(L.LightningModule):
         if recipe.optimizer == "muon":
             from utils.muon import Muon, muon_groups
 
-            # The blocks' matrices leave AdamW's groups for groups of their own, with muon_lr.
+            # Put the blocks' matrices into groups of their own, with muon_lr. The class updates
+            # these as Muon does, and all other groups as AdamW does.
             groups = muon_groups(groups, self.model.blocks, recipe.muon_lr)
             optimizer_class = Muon
         optimizer = optimizer_class(
@@ -870,6 +874,8 @@ class LitTransformer(L.LightningModule):
             weight_decay=recipe.weight_decay,
             fused=True,  # updates all parameters in one call, which is faster
         )
+        # Without this line, Lightning refuses to clip gradients for a fused optimiser in 16 bits.
+        optimizer._step_supports_amp_scaling = False
         # Sets the learning rate of every group to lr_factor(step) times its highest.
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {
@@ -955,14 +961,18 @@ def train(
     data: L.LightningDataModule,
     out: str | Path,
     resume: bool = False,
+    callbacks: list[L.Callback] | None = None,
+    pick_best: bool = True,
     **options,
 ) -> LitTransformer:
     """Train `module` on `data` and return it; afterwards `module.trainer` is Lightning's Trainer.
 
     out: the folder for metrics.csv, checkpoints/best.ckpt (of the lowest validation loss) and
     checkpoints/last.ckpt. resume: continue from last.ckpt; on a CPU the weights at the end are
-    then equal, to the last bit, to those of a run that was never interrupted. options: arguments
-    of Lightning's Trainer, such as max_steps.
+    then equal, to the last bit, to those of a run that was never interrupted. callbacks: more of
+    them. pick_best: False keeps the weights of the end in best.ckpt, whatever their loss, because
+    among few validation examples chance would pick the lowest loss. options: other arguments of
+    Lightning's Trainer, such as max_steps.
     """
     validated = options.get("limit_val_batches") != 0
     require(validated, "limit_val_batches", 0, "above 0: the validation loss picks best.ckpt")
@@ -970,12 +980,15 @@ def train(
     last = folder / "last.ckpt"
     require(last.is_file() or not resume, "resume", resume, f"False: there is no checkpoint {last}")
 
-    # After each validation: best.ckpt, if its loss is the lowest so far, and last.ckpt. Without
-    # version counters, each overwrites the file before it.
-    save_best = ModelCheckpoint(folder, "best", monitor="val_loss", enable_version_counter=False)
+    # After each validation: best.ckpt, if its loss is the lowest so far (or its step the highest),
+    # and last.ckpt. Without version counters, each overwrites the file before it.
+    best = {"monitor": "val_loss", "mode": "min"}
+    if not pick_best:
+        best = {"monitor": "step", "mode": "max"}
+    save_best = ModelCheckpoint(folder, "best", enable_version_counter=False, **best)
     save_last = ModelCheckpoint(folder, "last", enable_version_counter=False)
     # Housekeeping stands at the end of this file: repeatable dropout, a last validation.
-    callbacks = [save_best, save_last, *options.pop("callbacks", []), Housekeeping()]
+    callbacks = [save_best, save_last, *(callbacks or []), Housekeeping()]
     defaults = {
         "gradient_clip_val": 1.0,  # scale all gradients down together if their norm exceeds 1
         "num_sanity_val_steps": 0,  # no validation before the training
@@ -1017,18 +1030,6 @@ def train_vit(
 class Housekeeping(L.Callback):
     """What the training of `train` needs besides its recipe."""
 
-    def on_train_start(self, trainer: L.Trainer, module: LitTransformer) -> None:
-        """Let Lightning clip gradients in mixed precision (a part of the computation in 16 bits).
-
-        In float16 the loss is multiplied by a large number, or small gradients would become 0, and
-        so the gradients are too large until they are divided by it. They must be divided before
-        they are clipped. A fused optimiser declares, by the attribute below, that it divides them
-        in its own step; that would be too late, so Lightning refuses to clip. Without the
-        declaration, Lightning divides them before it clips, and the optimiser does not.
-        """
-        for optimizer in trainer.optimizers:
-            optimizer._step_supports_amp_scaling = False
-
     def on_train_batch_start(
         self, trainer: L.Trainer, module: LitTransformer, batch: object, batch_idx: int
     ) -> None:
@@ -1056,8 +1057,7 @@ class Housekeeping(L.Callback):
         if trainer.global_step >= trainer.estimated_stepping_batches:
             trainer.should_stop = True  # ends the epoch, then the run
         if trainer.should_stop:  # also where a time limit has set it
-            # When an epoch ends, Lightning validates if the number of the epoch is a multiple of
-            # check_val_every_n_epoch, which the last one need not be. None: it always validates.
+            # With a number n here, Lightning would validate at the end of every n-th epoch only.
             trainer.check_val_every_n_epoch = None
 
 

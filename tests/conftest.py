@@ -65,6 +65,7 @@ def tiny_presets():
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "PRESETS", tiny.presets())
+        patch.setattr(command, "FOR_DATA", "small")
         yield
 
 

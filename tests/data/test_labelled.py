@@ -6,7 +6,9 @@ import random
 import pytest
 import tiny
 import torch
+from samples import cache_without_network, put
 
+from utils.data import labelled
 from utils.data.labelled import TableData, load_table, write_docs_table
 from utils.data.text import load_corpus, part_of
 
@@ -22,6 +24,18 @@ def labelled_texts(n=300):
     draw = random.Random(0)
     words = tiny.text(60).split()
     return [(" ".join(draw.sample(words, draw.randint(3, 10))), ("good", "bad")[i % 2]) for i in range(n)]
+
+
+def test_movie_reviews_come_from_the_cache(tmp_path, monkeypatch):
+    cache = cache_without_network(tmp_path, monkeypatch)
+    texts = [text for text, _ in labelled_texts()]
+    files = {"rt-polarity.neg": texts[::2], "rt-polarity.pos": texts[1::2]}
+    hashes = {name: put(cache / "movie-reviews" / name, "\n".join(lines).encode()) for name, lines in files.items()}
+    monkeypatch.setattr(labelled, "MOVIE_REVIEWS_FILES", hashes)
+    table = load_table("movie-reviews")
+    found = {text: table.classes[label] for part in (table.train, table.validation, table.test) for text, label in zip(*part, strict=True)}
+    assert found == {text: ("negative", "positive")[i % 2] for i, text in enumerate(texts)}
+    assert all(part_of(text) == "train" for text in table.train[0]) and "Pang" in table.describe()["source"]
 
 
 def test_parts_of_a_table(tmp_path):

@@ -1,6 +1,7 @@
 """Corpora, tokenisers, and the windows and masks of GPTData and BERTData."""
 
 import hashlib
+import json
 import random
 import sys
 
@@ -9,7 +10,7 @@ import torch
 from samples import TEXT, cache_without_network, corpus, put
 
 from utils.data import text, tokenisers
-from utils.data.text import SEPARATOR, BERTData, GPTData, load_corpus
+from utils.data.text import SEPARATOR, BERTData, GPTData, load_corpus, part_of
 from utils.data.tokenisers import (
     SPECIAL_TOKENS,
     assemble_wordpiece,
@@ -277,3 +278,51 @@ def test_a_word_without_end_is_cut(make):
     assert unknown is None or (ids != unknown).all()
     if make is bpe_tokenizer:
         assert tokenizer.decode(ids.tolist()) == letters
+
+
+# ------------------------------------------------------------------------------------------------ files of one's own
+def test_a_folder_of_texts(tmp_path, capsys):
+    (tmp_path / "deep").mkdir()
+    for name, word in {"b.md": "bee\n", "a.txt": "ant\n", "deep/c.py": "cow = 1\n", "empty.txt": ""}.items():
+        (tmp_path / name).write_text(60 * word, encoding="utf-8")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\0")
+    (tmp_path / ".hidden.txt").write_bytes(b"\xff")
+    found = load_corpus(tmp_path)
+    whole = found.train + found.validation + found.test
+    assert [whole.count(word) for word in ("ant", "bee", "cow")] == [60, 60, 60] and whole.startswith("ant")
+    assert "files that do not end with .txt, .md, .py, .jsonl are left out: 1" in capsys.readouterr().out
+    pattern = load_corpus(f"{tmp_path}/*.md")
+    assert pattern.train + pattern.validation + pattern.test == "bee\n" * 60
+
+
+def test_many_documents_are_divided_whole(tmp_path):
+    texts = [f"document {i} of many\n" for i in range(400)]
+    lines = [json.dumps({"text": text, "id": 3} if i % 2 else text) for i, text in enumerate(texts)]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = load_corpus(tmp_path / "x.jsonl")
+    for name in ("train", "validation", "test"):
+        inside = getattr(found, name).split("\n\n\n\n")
+        assert len(inside) > 5 and all(part_of(text.rstrip("\n") + "\n") == name for text in inside)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("bad.txt", b"caf\xe9 " * 40, "bad.txt.*must be UTF-8 text, and byte 3 is not; save the file as UTF-8"),
+        ("bad.md", b"\0\1" * 40, "bad.md.*NUL bytes"),
+        ("bad.jsonl", b'"one"\n{"text": 3}\n', "bad.jsonl.*line 2 has neither"),
+        ("bad.jsonl", b'"one"\nwords\n', "bad.jsonl.*line 2 has not"),
+    ],
+)
+def test_the_bad_file_of_a_folder_is_named(tmp_path, name, content, message):
+    (tmp_path / "good.txt").write_text("good\n" * 50, encoding="utf-8")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_corpus(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["none.txt", "none/*.md", ""])
+def test_nothing_is_there(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="data="):
+        load_corpus(name)

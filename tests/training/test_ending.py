@@ -51,7 +51,7 @@ def test_how_it_learned(validation, training, words):
 def test_a_trivial_method_that_is_better_is_named(value, better, said):
     baselines = {"5-gram": 1.9, "lzma": 1.85 if better == "higher" else 2.2}
     figure = {"name": "figure", "value": value, "better": better}
-    summary = {"data": {"name": "x"}, "steps": 300, "figure": figure, "baselines": baselines}
+    summary = {"data": {"name": "x"}, "steps": 300, "figure": figure, "baselines": baselines, "checkpoint": "lowest"}
     lines = ending(series([4.0, 2.5], [3.0, 2.0]), summary, 6.9)
     assert [line for line in lines if line.startswith("Not better")] == [
         f"Not better than a trivial method: figure {value:.3f}, but {', '.join(said)}."

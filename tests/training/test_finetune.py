@@ -236,7 +236,7 @@ def test_the_preset_fits_the_size_of_the_model():
     assert command.usual_preset(options, tiny_model) == "finetune-small"
     assert command.usual_preset(options, large) == "finetune"
     assert command.usual_preset(command.parser().parse_args(["gpt"]), None) == "small"
-    assert command.usual_preset(command.parser().parse_args(["bert", "--data", "x.csv"]), None) == "finetune"
+    assert command.usual_preset(command.parser().parse_args(["bert", "--data", "x.csv"]), None) == command.FOR_DATA
 
 
 def test_a_run_that_could_be_the_start_is_named(tmp_path, monkeypatch, capsys):

@@ -120,7 +120,8 @@ def options(model: str, data: Path, preset: str = "small") -> tuple[Namespace, d
 
 
 def data_module(model: str, data: Path) -> L.LightningDataModule:
-    return command.load_data(*options(model, data))
+    given, preset = options(model, data)
+    return command.data_module(given, command.load_source(given, preset), preset)
 
 
 @pytest.mark.parametrize("model", CLASSES)
@@ -338,6 +339,7 @@ def test_ctrl_c_in_a_real_process(tmp_path, monkeypatch):
     assert "--resume" in errors and "Traceback" not in errors
     assert 0 < saved(stopped)["global_step"] < 12
     monkeypatch.setattr(command, "PRESETS", PRESETS)
+    monkeypatch.setattr(command, "FOR_DATA", "auto")
     assert command.command([*arguments, str(stopped), "--resume"]) == 0
     assert command.command([*arguments, str(whole)]) == 0
     assert_same_run(stopped, whole)

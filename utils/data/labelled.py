@@ -9,7 +9,8 @@ import csv
 import hashlib
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,12 +21,20 @@ from transformer import require
 from utils.data.batches import EvalBatches, TrainData, pad, shard
 from utils.data.text import documents, part_of
 from utils.data.tokenisers import wordpiece_tokenizer
+from utils.download import Remote, fetch
 
 # ------------------------------------------------------------------------------------------------ tables
 
 TEXTS = ("text", "sentence", "review", "content")  # names of the column of texts
 LABELS = ("label", "class", "category", "target")  # names of the column of labels
 PARTS = ("train", "validation", "test")
+
+
+MOVIE_REVIEWS = "https://raw.githubusercontent.com/dennybritz/cnn-text-classification-tf/18762b459e21d9c70e5c242f8d43fc4e6db37a0d/data/rt-polaritydata/"
+MOVIE_REVIEWS_FILES = {
+    "rt-polarity.neg": "sha256:2d11cfbc790f1cd96d78339f41ce53ced1efa83cd22d37d6788fa3fe3d17e2fd",
+    "rt-polarity.pos": "sha256:4134882974a28d0c7b5151256f0e33a6169984ee7372c279e673f1114f475d58",
+}
 
 
 @dataclass(frozen=True)
@@ -37,24 +46,27 @@ class Table:
     train: tuple[list[str], list[int]]
     validation: tuple[list[str], list[int]]
     test: tuple[list[str], list[int]]
+    source: str = "a table of your own"  # where the texts come from
 
     def describe(self) -> dict:
         """Return the name, a hash, the classes and the size of each part, for summary.json."""
         parts = {part: getattr(self, part) for part in PARTS}
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()
         sizes = {part: {"texts": len(labels)} for part, (_, labels) in parts.items()}
-        return {"name": self.name, "source": "a table of your own", "sha256": digest, "classes": self.classes, **sizes}
+        return {"name": self.name, "source": self.source, "sha256": digest, "classes": self.classes, **sizes}
 
 
-def load_table(path: str | Path) -> Table:
-    """Read a UTF-8 CSV file whose header names a column of texts (see TEXTS) and one of labels (see LABELS).
+def load_table(name_or_path: str | Path) -> Table:
+    """Return a table of TABLES by its name, or a UTF-8 CSV file.
 
-    Two columns of any names will do as well: first the texts, then the labels. A column `part` may put each row into
-    train, validation or test. Without it, the hash of the text decides, with chances of 85.5, 4.5 and 10 %, so that
-    equal texts are in the same part. Raises ValueError for a file that cannot be read so, and for parts that cannot
-    be trained and tested on.
+    Its header names a column of texts (see TEXTS) and one of labels (see LABELS). Two columns of any names will do as
+    well: first the texts, then the labels. A column `part` may put each row into train, validation or test. Without it,
+    the hash of the text decides, with chances of 85.5, 4.5 and 10 %, so that equal texts are in the same part. Raises
+    ValueError for a file that cannot be read so, and for parts that cannot be trained and tested on.
     """
-    path = Path(path)
+    if name_or_path in TABLES:
+        return TABLES[name_or_path]()
+    path = Path(name_or_path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, strict=True))
@@ -75,18 +87,42 @@ def load_table(path: str | Path) -> Table:
         texts[part].append(row[text])
         labels[part].append(row[label])
 
+    return replace(assemble(texts, labels, str(path)), name=path.name)
+
+
+def assemble(
+    texts: dict[str, list[str]], labels: dict[str, list[str]], name: str, source: str = "a table of your own"
+) -> Table:
+    """Return the table with these texts and names of classes in each part. Raises ValueError as `load_table` does."""
     classes = sorted(set(labels["train"]))
     unknown = sorted(set(labels["validation"] + labels["test"]) - set(classes))
     allowed = f"a CSV file with at least 2 classes in its training part; it has {classes}"
     if unknown:
         allowed += f"; {unknown} are only in the others"
-    require(len(classes) >= 2 and not unknown, "data", str(path), allowed)
+    require(len(classes) >= 2 and not unknown, "data", name, allowed)
     for part in PARTS:
         allowed = f"a CSV file with enough rows to split; its {part} part is empty"
-        require(bool(texts[part]), "data", str(path), allowed)
-    numbers = {name: i for i, name in enumerate(classes)}
-    parts = [(texts[part], [numbers[name] for name in labels[part]]) for part in PARTS]
-    return Table(path.name, classes, *parts)
+        require(bool(texts[part]), "data", name, allowed)
+    numbers = {label: i for i, label in enumerate(classes)}
+    parts = [(texts[part], [numbers[label] for label in labels[part]]) for part in PARTS]
+    return Table(name, classes, *parts, source)
+
+
+def movie_reviews() -> Table:
+    """5,331 positive and 5,331 negative sentences of film reviews (Pang and Lee 2005), divided by their hashes."""
+    texts: dict[str, list[str]] = {part: [] for part in PARTS}
+    labels: dict[str, list[str]] = {part: [] for part in PARTS}
+    for name, expected in MOVIE_REVIEWS_FILES.items():
+        path = fetch(Remote(MOVIE_REVIEWS + name, expected), name, "movie-reviews")
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            if line.strip():
+                part = part_of(line.strip())
+                texts[part].append(line.strip())
+                labels[part].append("negative" if name.endswith("neg") else "positive")
+    return assemble(texts, labels, "movie-reviews", "sentence polarity 1.0 (Pang and Lee 2005), 10,662 sentences")
+
+
+TABLES: dict[str, Callable[[], Table]] = {"movie-reviews": movie_reviews}
 
 
 def text_and_label(rows: list[dict[str, str]], path: Path) -> tuple[str, str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import platform
 import sysconfig
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from glob import glob
 from pathlib import Path
 
 import torch
@@ -32,7 +34,9 @@ WIKITEXT_2_FILES = {
     "valid.txt": "sha256:f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
     "test.txt": "sha256:d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
 }
-SEPARATOR = "\n\n\n"  # between the documents of python-docs
+SEPARATOR = "\n\n\n"  # between documents
+SUFFIXES = (".txt", ".md", ".py", ".jsonl")  # of the files in a folder that count as text
+MANY = 100  # documents: so many are divided among the parts as they are
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,9 @@ def wikitext_2() -> Corpus:
 
 def python_docs() -> Corpus:
     """The documentation that comes with this CPython, split by document."""
-    parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
     texts = [text for _, text in documents()]
-    for text in texts:
-        parts[part_of(text)].append(text)
-    joined = [SEPARATOR.join(part) for part in parts.values()]
     source = f"documentation of CPython {platform.python_version()}, {len(texts)} documents; PSF License"
-    return Corpus("python-docs", *joined, source)
+    return Corpus("python-docs", *split_documents(texts).values(), source)
 
 
 def documents() -> list[tuple[str, str]]:
@@ -151,10 +151,15 @@ CORPORA: dict[str, Callable[[], Corpus]] = {
 
 
 def load_corpus(name_or_path: str | Path = "python-docs", fallback: str | None = None) -> Corpus:
-    """Return a corpus of CORPORA by its name, or any UTF-8 text file, cut at 85.5 % and 90 % of its characters.
+    """Return a corpus of CORPORA by its name, or the text of a file, of a folder, or of a pattern such as "notes/*.md".
+
+    A file may be of any kind of UTF-8 text; of a folder, the files that end with one of SUFFIXES are read, those of its
+    folders too. A .jsonl file holds a document on each line: a string, or an object with the text under "text". A
+    hundred documents or more are divided by their hashes (see `part_of`); fewer are joined, and cut at 85.5 % and
+    90 % of the characters.
 
     fallback: the corpus to load instead, with one printed line, where a download fails. Without a fallback, a failed
-    download raises DownloadError. A file that cannot be used as text raises ValueError.
+    download raises DownloadError. Files that cannot be used as text raise ValueError.
     """
     name = str(name_or_path)
     if name in CORPORA:
@@ -165,15 +170,68 @@ def load_corpus(name_or_path: str | Path = "python-docs", fallback: str | None =
                 raise
             print(f"{name} cannot be downloaded, so {fallback} is used instead ({error}).")
             return load_corpus(fallback)
-    path = Path(name_or_path)
-    require(path.is_file(), "data", name, f"a text file or one of {', '.join(CORPORA)}")
+    texts = [text for path in text_files(name) for text in read_documents(path)]
+    require(any(text.strip() for text in texts), "data", name, "text, and it is empty")
+    source = "a text of your own"
+    title = Path(name).name
+    if len(texts) < MANY:
+        return Corpus(title, *cut(SEPARATOR.join(texts)), source)
+    parts = split_documents(texts)
+    empty = [part for part, text in parts.items() if not text.strip()]
+    require(not empty, "data", name, f"documents enough for every part; the {' and '.join(empty)} part has none")
+    return Corpus(title, *parts.values(), source)
+
+
+def split_documents(texts: list[str]) -> dict[str, str]:
+    """Return the texts of each part, joined. Equal texts are in the same part."""
+    parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for text in texts:
+        parts[part_of(text)].append(text)
+    return {part: SEPARATOR.join(documents) for part, documents in parts.items()}
+
+
+def text_files(name: str) -> list[Path]:
+    """Return the files that a path or a pattern names; with one printed line where some of a folder are left out."""
+    require(name != "", "data", name, f"a text file, a folder of them, or one of {', '.join(CORPORA)}")
+    path = Path(name)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        inside = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        found = [p for p in inside if p.suffix.lower() in SUFFIXES]
+        if len(found) < len(inside):
+            print(f"{name}: files that do not end with {', '.join(SUFFIXES)} are left out: {len(inside) - len(found)}")
+        require(bool(found), "data", name, f"a text file, or a folder of some ({', '.join(SUFFIXES)})")
+        return found
+    found = sorted(Path(match) for match in glob(name, recursive=True) if Path(match).is_file())
+    require(bool(found), "data", name, f"a text file, a folder of them, or one of {', '.join(CORPORA)}")
+    return found
+
+
+def read_documents(path: Path) -> list[str]:
+    """Return the text of a file; of a .jsonl file, the text of every line. Raises ValueError for what is no text."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"data={name!r}: must be UTF-8 text, and byte {error.start} is not") from error
-    require("\0" not in text, "data", name, "UTF-8 text, and it holds NUL bytes, as binary files do")
-    require(bool(text.strip()), "data", name, "text, and it is empty")
-    return Corpus(path.name, *cut(text.replace("\r\n", "\n")), "a text file of your own")
+        place = f"byte {error.start} is not; save the file as UTF-8, or move it elsewhere"
+        raise ValueError(f"data={str(path)!r}: must be UTF-8 text, and {place}") from error
+    require("\0" not in text, "data", str(path), "UTF-8 text, and it holds NUL bytes, as binary files do")
+    text = text.replace("\r\n", "\n")
+    if path.suffix.lower() != ".jsonl":
+        return [text]
+    documents = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"data={str(path)!r}: must have JSON on every line; line {number} has not") from error
+        document = entry.get("text") if isinstance(entry, dict) else entry
+        allowed = f'a string, or an object with a string under "text", on every line; line {number} has neither'
+        require(isinstance(document, str), "data", str(path), allowed)
+        documents.append(document)
+    return documents
 
 
 # ------------------------------------------------------------------------------------------------ data modules

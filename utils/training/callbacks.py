@@ -11,6 +11,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -197,3 +198,47 @@ class StopWhenLost(L.Callback):
         lost = self.lowest < 0.8 * guessing and mean > guessing
         allowed = f"below {guessing:.2f}, the loss of guessing, once it was {self.lowest:.2f}, and is not {when}"
         require(not lost, "training loss", round(mean, 2), allowed)
+
+
+class CoolDown(L.Callback):
+    """End a run that no longer learns what holds on other data, and let the learning rate come down before.
+
+    When the lowest validation loss is older than `share` of the run, and two validations at least, the steps that are
+    left are cut to a fifth of those that are done. The learning rate follows the share of the steps that is done, so
+    it falls to its end over them, which often lowers the validation loss once more.
+    """
+
+    def __init__(self, share: float = 0.25) -> None:
+        require(0 < share <= 1, "share", share, "above 0 and at most 1")
+        self.share = share
+        self.lowest, self.lowest_at, self.waited, self.last_step = math.inf, 0, 0, 0
+
+    def state_dict(self) -> dict:
+        names = ("lowest", "lowest_at", "waited", "last_step")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.last_step:  # a resumed run that was cut short before
+            trainer.fit_loop.epoch_loop.max_steps = self.last_step
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or self.last_step:
+            return
+        loss, done = trainer.callback_metrics["val_loss"].item(), trainer.global_step
+        if loss < self.lowest:
+            self.lowest, self.lowest_at, self.waited = loss, done, 0
+            return
+        self.waited += 1
+        last = trainer.estimated_stepping_batches
+        old = self.waited >= 2 and done - self.lowest_at >= self.share * last
+        if old and done + done // 5 < last:
+            self.last_step = done + max(1, done // 5)
+            trainer.fit_loop.epoch_loop.max_steps = self.last_step
+            rank_zero_info(
+                f"The validation loss has not fallen since step {self.lowest_at}: the run ends at step "
+                f"{self.last_step} instead of {last}, and the learning rate comes down until then."
+            )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import sys
 import time
 import warnings
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,10 +19,20 @@ from tokenizers import Tokenizer
 
 import transformer
 from transformer import BERT, GPT, Config, LitTransformer, MLMHead, PatchEmbedding, Recipe, Transformer, ViT, require
-from utils.data.images import ImageData, load_images
-from utils.data.labelled import TableData, load_table
-from utils.data.text import BERTData, GPTData, load_corpus
-from utils.training.callbacks import DeltaW, IterLoss, KeepHistory, Progress, SampleText, StopCleanly, StopWhenLost
+from utils.data.images import ImageData, ImageSet, load_images
+from utils.data.labelled import TABLES, Table, TableData, load_table
+from utils.data.text import BERTData, Corpus, GPTData, load_corpus
+from utils.training import auto
+from utils.training.callbacks import (
+    CoolDown,
+    DeltaW,
+    IterLoss,
+    KeepHistory,
+    Progress,
+    SampleText,
+    StopCleanly,
+    StopWhenLost,
+)
 from utils.training.cpu import OneDNN
 from utils.training.folder import open_run
 from utils.training.presets import PRESETS
@@ -34,6 +46,8 @@ samples.txt (gpt), predictions.txt (bert) or attention.png (vit)."""
 
 
 SMALL = 20e6  # parameters: a model with fewer is fine-tuned as one of ours, with more as an official one
+FEW = 200  # pictures or texts: among fewer, chance picks the lowest validation loss
+FOR_DATA = "auto"  # the preset where --data is given
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,7 +56,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("model", choices=PRESETS)
     parser.add_argument("--data", help="the name of a data set, a text file, a folder of pictures, or a .csv (bert)")
     parser.add_argument(
-        "--preset", help="small (CPU), full (GPU), finetune, finetune-small or s17 (default: what fits)"
+        "--preset", help="auto, small (CPU), full (GPU), finetune, finetune-small or s17 (default: what fits)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
+        help="another value for a setting of the preset, such as dropout=0.2 or d_model=192; may be repeated",
     )
     parser.add_argument("--pretrained", metavar="NAME|FOLDER", help="start from official weights or from a run")
     parser.add_argument("--freeze", action="store_true", help="with --pretrained: train the head alone")
@@ -86,12 +104,17 @@ def run(options: argparse.Namespace) -> dict:
     torch.set_float32_matmul_precision("high")
     base, processor = load_pretrained(options.pretrained) if options.pretrained else (None, None)
     options.preset = options.preset or usual_preset(options, base)
-    preset = PRESETS[options.model][options.preset]
+    if options.preset == "auto":
+        source = load_source(options)
+        preset = auto.preset_for(options.model, source, torch.cuda.is_available(), options.tokenizer)
+    else:
+        preset = PRESETS[options.model][options.preset]
+        source = load_source(options, preset, base)
+    preset = changed(preset, options)
     arguments = trainer_arguments(options, preset)
-    data = load_data(options, preset, base, processor)
+    data = data_module(options, source, preset, base, processor)
     L.seed_everything(options.seed, verbose=False)
-    changes = {} if options.lr is None else {"lr": options.lr}
-    recipe = Recipe(**preset["recipe"] | changes, seed=options.seed)
+    recipe = Recipe(**preset["recipe"], seed=options.seed)
     if base is None:
         module = build(options.model, preset, data, recipe)
     else:
@@ -99,6 +122,8 @@ def run(options: argparse.Namespace) -> dict:
     # Lightning refuses wrong devices or strategies here, before the files of an earlier run are moved.
     L.Trainer(**arguments, logger=False, enable_checkpointing=False)
     open_run(out, module, options.resume)
+    if options.preset == "auto":
+        print(auto.in_words(source, preset, arguments), flush=True)
     if options.data and base is None:
         hint_at_earlier_run(options.model, out)
 
@@ -108,9 +133,12 @@ def run(options: argparse.Namespace) -> dict:
         StopWhenLost(),
         *watchers(options, data, out),
     ]
+    pick_best = enough_to_pick(data)
+    if pick_best and options.preset != "s17":  # the assignment trained to the end, whatever the validation said
+        callbacks.append(CoolDown())
     began = time.perf_counter()
     try:
-        transformer.train(module, data, out, options.resume, callbacks=callbacks, **arguments)
+        transformer.train(module, data, out, options.resume, callbacks, pick_best, **arguments)
     except SystemExit:  # Lightning's answer to Ctrl-C
         last = out / "checkpoints" / "last.ckpt"
         print(f"Stopped. The run is saved in {last}; add --resume to this command to continue it.", file=sys.stderr)
@@ -142,8 +170,11 @@ def check(options: argparse.Namespace) -> None:
     has_head = options.model != "gpt"
     require(has_head or not options.freeze, "freeze", True, "left out: GPT's head is its token embedding")
     presets = PRESETS[options.model]
-    known = options.preset is None or options.preset in presets
-    require(known, "preset", options.preset, f"one of {', '.join(presets)}")
+    known = options.preset is None or options.preset == "auto" or options.preset in presets
+    require(known, "preset", options.preset, f"one of auto, {', '.join(presets)}")
+    automatic = options.preset == "auto"
+    require(not automatic or options.data, "preset", "auto", "used with --data")
+    require(not automatic or not options.pretrained, "preset", "auto", "left out with --pretrained")
 
 
 def usual_preset(options: argparse.Namespace, base: Transformer | None) -> str:
@@ -151,7 +182,16 @@ def usual_preset(options: argparse.Namespace, base: Transformer | None) -> str:
     if base is not None:
         small = sum(p.numel() for p in base.parameters()) < SMALL
         return "finetune-small" if small else "finetune"
-    return "finetune" if is_table(options) else "small"
+    return FOR_DATA if options.data else "small"
+
+
+def enough_to_pick(data: L.LightningDataModule) -> bool:
+    """Whether the validation part is large enough to pick the best checkpoint by its loss."""
+    if isinstance(data, ImageData):
+        return len(data.images.validation[1]) >= FEW
+    if isinstance(data, TableData):
+        return len(data.table.validation[1]) >= FEW
+    return True  # even a small text has thousands of tokens
 
 
 def settings(options: argparse.Namespace) -> dict:
@@ -165,57 +205,84 @@ def settings(options: argparse.Namespace) -> dict:
 
 def is_table(options: argparse.Namespace) -> bool:
     """Whether BERT is to classify the texts of a table."""
-    return options.model == "bert" and (options.data or "").lower().endswith(".csv")
+    name = options.data or ""
+    return options.model == "bert" and (name in TABLES or name.lower().endswith(".csv"))
 
 
-def load_data(
-    options: argparse.Namespace,
-    preset: dict,
-    base: Transformer | None = None,
-    processor: Tokenizer | ImageTransform | None = None,
-) -> L.LightningDataModule:
-    """The data module that the options ask for; with a pretrained model, in its shapes and with its processor."""
+def load_source(
+    options: argparse.Namespace, preset: dict | None = None, base: Transformer | None = None
+) -> Corpus | Table | ImageSet:
+    """What --data names; pictures in the size of the pretrained model, of the preset, or what fits them."""
     name = options.data or preset["data"]
-    arguments = preset["batches"] | {"seed": options.seed}
     if options.model == "vit":
-        return load_image_data(options, preset, name, arguments, base, processor)
+        require(options.tokenizer is None, "tokenizer", options.tokenizer, "left out: pictures have no tokens")
+        size = options.image_size
+        if size is None and base is not None:
+            size = base.embed.input_shape[1]
+        elif size is None:
+            size = preset["image_size"] if preset else auto.side_for(Path(name))
+        images = load_images(name, size)
+        return images.refit() if options.refit else images
     require(options.image_size is None, "image_size", options.image_size, "left out: text has no pixels")
-    if base is not None:
-        arguments |= text_of_pretrained(options, arguments, base, processor)
     if options.model == "bert":
         require(options.tokenizer is None, "tokenizer", options.tokenizer, "left out: BERT's is WordPiece")
     if is_table(options):
         require(not options.refit, "refit", True, "left out: a table's validation part picks the best epoch")
-        arguments = {key: value for key, value in arguments.items() if not key.endswith("_rate")}  # nothing is masked
-        return TableData(load_table(name), **arguments)
+        return load_table(name)
     corpus = load_corpus(name)
-    if options.refit:
-        corpus = corpus.refit()
-    if options.model == "bert":
-        return BERTData(corpus, **arguments)
-    default = "char" if name == "shakespeare" else "bpe"
-    return GPTData(corpus, **{"tokenizer": options.tokenizer or default} | arguments)
+    return corpus.refit() if options.refit else corpus
 
 
-def load_image_data(
+def changed(preset: dict, options: argparse.Namespace) -> dict:
+    """The preset with the values of --set and --lr. Raises a ValueError for a setting that there is not."""
+    preset = {part: dict(values) if isinstance(values, dict) else values for part, values in preset.items()}
+    if options.lr is not None:
+        preset["recipe"]["lr"] = options.lr
+    settings = {
+        "config": [field.name for field in fields(Config) if field.name not in ("causal", "max_len")],
+        "recipe": [field.name for field in fields(Recipe) if field.name != "seed"],
+        "batches": [name for name in preset["batches"] if name != "augment"],
+        "model": ["patch_size"] if options.model == "vit" else [],
+    }
+    for change in options.changes:
+        name, _, text = change.partition("=")
+        (part,) = [part for part, names in settings.items() if name in names] or [None]
+        known = ", ".join(name for names in settings.values() for name in names)
+        require(part is not None and text != "", "set", change, f"NAME=VALUE with one of the names {known}")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        preset.setdefault(part, {})[name] = value
+    return preset
+
+
+def data_module(
     options: argparse.Namespace,
+    source: Corpus | Table | ImageSet,
     preset: dict,
-    name: str,
-    arguments: dict,
-    base: Transformer | None,
-    processor: Tokenizer | ImageTransform | None,
-) -> ImageData:
-    """ViT's data module: the pictures in the size, the channels and the normalisation of a pretrained model."""
-    require(options.tokenizer is None, "tokenizer", options.tokenizer, "left out: pictures have no tokens")
-    size = preset["image_size"] if base is None else base.embed.input_shape[1]
-    images = load_images(name, options.image_size or size)
-    if options.refit:
-        images = images.refit()
-    if base is not None and base.embed.input_shape[0] == 3:
-        images = images.rgb()
-    if isinstance(processor, ImageTransform):
-        arguments |= {"mean": processor.mean, "std": processor.std}
-    return ImageData(images, **arguments)
+    base: Transformer | None = None,
+    processor: Tokenizer | ImageTransform | None = None,
+) -> L.LightningDataModule:
+    """The data module for the source; with a pretrained model, in its shapes and with its processor."""
+    arguments = preset["batches"] | {"seed": options.seed}
+    if isinstance(source, ImageSet):
+        if base is not None and base.embed.input_shape[0] == 3:
+            source = source.rgb()
+        if isinstance(processor, ImageTransform):
+            arguments |= {"mean": processor.mean, "std": processor.std}
+        return ImageData(source, **arguments)
+    if base is not None:
+        arguments |= text_of_pretrained(options, arguments, base, processor)
+    if isinstance(source, Table):
+        arguments = {key: value for key, value in arguments.items() if not key.endswith("_rate")}  # nothing is masked
+        return TableData(source, **arguments)
+    if options.model == "bert":
+        return BERTData(source, **arguments)
+    usual = "char" if (options.data or preset["data"]) == "shakespeare" else "bpe"
+    if options.tokenizer:
+        arguments |= {"tokenizer": options.tokenizer}
+    return GPTData(source, **{"tokenizer": usual} | arguments)
 
 
 def text_of_pretrained(

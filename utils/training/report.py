@@ -18,8 +18,10 @@ from utils import plots
 from utils.data.images import ImageData
 from utils.data.labelled import TableData
 from utils.files import ROOT, write_between_marks, write_text
-from utils.training.machine import device_name, peak_memory, versions
+from utils.machine import device_name, peak_memory, versions
 from utils.training.scoring import SCORE
+
+END = "end of the run"  # which weights best.ckpt holds, where it does not hold those of the lowest validation loss
 
 
 def close_run(
@@ -35,7 +37,8 @@ def close_run(
     per_step = data.batch_size * (data.context if unit == "tokens" else 1)
     steps = trainer.global_step
     figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    best = trainer.checkpoint_callback.best_model_path
+    checkpoint = trainer.checkpoint_callback
+    best = checkpoint.best_model_path
     tested = trainer.test(module, data, ckpt_path=best, verbose=False)[0]
     if not trainer.is_global_zero:
         return {}
@@ -47,6 +50,7 @@ def close_run(
         "parameters": sum(p.numel() for p in module.parameters()),
         "data": data.describe(),
         "metrics": figures | tested,
+        "checkpoint": "lowest validation loss" if checkpoint.monitor == "val_loss" else END,
         **SCORE[type(data)](module, data, out, tested),
         "steps": steps,
         "seconds": round(seconds, 1),
@@ -72,6 +76,8 @@ def ending(series: dict[str, tuple[list[float], list[float]]], summary: dict, gu
     series: the losses by step, of metrics.csv. guessing: the loss of a model that knows nothing, log(V) or log(K).
     """
     said = [] if "refit" in summary["data"]["name"] else [how_it_learned(series, summary["steps"], guessing)]
+    if summary["checkpoint"] == END:
+        said.append("best.ckpt holds the weights of the end: the validation part is too small to pick others by it.")
     figure = summary["figure"]
     value, sign = figure["value"], 1 if figure["better"] == "lower" else -1
     ahead = [f"{name} {rung:.3f}" for name, rung in summary["baselines"].items() if sign * (rung - value) <= 0]
@@ -92,8 +98,8 @@ def how_it_learned(series: dict[str, tuple[list[float], list[float]]], n_steps: 
         above = f" (guessing: {guessing:.2f})" if last > guessing else ""
         return (
             f"Memorised: after step {best} the validation loss rose from {lowest:.2f} to {last:.2f}{above}, while the "
-            f"training loss fell to {trained:.2f}. The figure is that of step {best}, which best.ckpt keeps. Try "
-            f"--max-steps {best * 3 // 2}, more data, or a start from a trained model (--pretrained)."
+            f"training loss fell to {trained:.2f}. Try --max-steps {best * 3 // 2}, more data, or a start from a "
+            "trained model (--pretrained)."
         )
     if lowest > 0.95 * guessing:
         return (
@@ -114,7 +120,7 @@ def rows(summaries: list[dict]) -> list[tuple[str, ...]]:
         value = f"{figure['name']} {figure['value']:.3f}"
         if "interval_95" in figure:
             value += " ({:.3f} to {:.3f})".format(*figure["interval_95"])
-        elif "cross_entropy" in summary:
+        if "cross_entropy" in summary:
             value += f", cross-entropy {summary['cross_entropy']:.3f}"
         elif "nats_per_character" in summary:
             value += f", {summary['nats_per_character']:.3f} nats per character"

@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn import functional as F
 
 from utils import plots
 from utils.data import baselines
@@ -23,6 +24,7 @@ from utils.data.text import BERTData, GPTData
 from utils.files import write_text
 
 EXAMPLES = 12  # windows in BERT's predictions.txt
+BLOCKS = 2000  # windows of a test part, at most, from which the interval of its loss is drawn
 EXAMPLE_TEXTS = 20  # texts in the predictions.txt of a classifier
 
 
@@ -32,16 +34,59 @@ def score_gpt(module: L.LightningModule, data: GPTData, out: Path, tested: dict)
     n_bytes = len(data.corpus.test.encode())
     n_tokens = len(data.test)
     # The first token has no context and gets no prediction: it is counted as an average one.
-    nats = tested["test_loss"] * n_tokens
+    nats = tested["test_loss"] * n_tokens + unknown_nats(data)
     data.tokenizer.save(str(out / "tokenizer.json"))
     nats_per_token = {name: bits * math.log(2) * n_bytes / n_tokens for name, bits in ladder.items()}
     del nats_per_token["uniform"]  # 8 bits per byte lie far above the picture
+    bits = nats / n_bytes / math.log(2)
+    spread = bootstrap(*block_losses(module, data))
+    low, high = (bits * edge / tested["test_loss"] for edge in spread)
     return {
-        "figure": {"name": "bits per byte", "value": nats / n_bytes / math.log(2), "better": "lower"},
+        "figure": {"name": "bits per byte", "value": bits, "better": "lower", "interval_95": [low, high]},
         "nats_per_character": nats / len(data.corpus.test),
         "baselines": ladder,
         "loss_lines": nats_per_token,
     }
+
+
+def unknown_nats(data: GPTData) -> float:
+    """What the characters of the test part that the tokeniser does not know cost: 8 bits for each of their bytes.
+
+    The model only has to say [UNK] for them, which does not tell which character it is.
+    """
+    if data.tokenizer.token_to_id("[UNK]") is None:  # byte-level BPE knows all bytes
+        return 0.0
+    known = data.tokenizer.get_vocab()
+    n_bytes = sum(len(character.encode()) for character in data.corpus.test if character not in known)
+    return 8 * math.log(2) * n_bytes
+
+
+@torch.inference_mode()
+def block_losses(module: L.LightningModule, data: GPTData) -> tuple[Tensor, Tensor]:
+    """The summed loss in nats and the number of predicted tokens of successive windows of the test part: (N,) each.
+
+    Of a long test part, BLOCKS windows at even distances are taken.
+    """
+    inputs, targets = data.held_out(data.test)
+    every = -(-len(inputs) // BLOCKS)
+    sums, counts = [], []
+    for ids, wanted in zip(inputs[::every].split(64), targets[::every].split(64), strict=True):
+        ids, wanted = ids.to(module.device), wanted.to(module.device)
+        logits = module.model(ids).transpose(1, 2)  # (B, V, T)
+        sums.append(F.cross_entropy(logits.float(), wanted, ignore_index=-100, reduction="none").sum(1).cpu())
+        counts.append((wanted != -100).sum(1).cpu())
+    return torch.cat(sums), torch.cat(counts)
+
+
+def bootstrap(sums: Tensor, counts: Tensor, draws: int = 1000) -> tuple[float, float]:
+    """The 95 % interval of sums.sum() / counts.sum(), by drawing whole blocks again and again (Efron 1979).
+
+    Blocks, and not single tokens, because the losses of neighbouring tokens go together.
+    """
+    drawn = torch.randint(len(sums), (draws, len(sums)), generator=torch.Generator().manual_seed(0))
+    means = sums[drawn].sum(1).double() / counts[drawn].sum(1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
 
 
 def score_bert(module: L.LightningModule, data: BERTData, out: Path, tested: dict) -> dict:
@@ -55,7 +100,7 @@ def score_bert(module: L.LightningModule, data: BERTData, out: Path, tested: dic
         lines += [window_with_blanks(window, data), *predictions(module, window, answers, data.tokenizer), ""]
     write_text(out / "predictions.txt", "\n".join(lines))
     return {
-        "figure": {"name": "masked-token accuracy", "value": tested["test_acc"], "better": "higher"},
+        "figure": accuracy(tested["test_acc"], int((targets != -100).sum())) | {"name": "masked-token accuracy"},
         "cross_entropy": tested["test_loss"],
         "baselines": {name: rung["accuracy"] for name, rung in ladder.items()},
         "baselines_cross_entropy": {name: ladder[name]["cross_entropy"] for name in ("uniform", "unigram")},

@@ -19,8 +19,8 @@ from utils.benchmark.tasks import ADAMW, LARGE_TASKS
 from utils.benchmark.turns import bare_loop, fit
 from utils.data.batches import TrainBatches
 from utils.files import ROOT
+from utils.machine import peak_memory
 from utils.training.cpu import fast_on_cpu
-from utils.training.machine import peak_memory
 
 IMPORT = """
 import time
