@@ -124,9 +124,9 @@ class Attention(nn.Module):
     Every position sends out a query (what it looks for) and offers a key (what it can be found by)
     and a value (what it hands over). A score is the dot product of a query with a key. Softmax
     turns a query's scores into weights that sum to 1, and the result for its position is the
-    weighted average of the values. The dot product of two vectors of D independent features with
-    variance 1 has a standard deviation of sqrt(D); the division brings it back to 1, because large
-    scores would let softmax put nearly all weight on one key. The H heads do this side by side,
+    weighted average of the values. A dot product adds D products, so it grows like sqrt(D) when
+    these are independent; the division makes up for that, because large scores would let softmax
+    put nearly all weight on one key. The H heads do this side by side,
     each with its own D features, so that a position can attend to several others for several
     reasons. "Self": queries, keys and values come from the same sequence.
     """
@@ -648,7 +648,7 @@ class DecoderTransformer(Transformer):
             head.weight = embed.tokens.weight
         super().__init__(config, embed, head)
 
-    @torch.inference_mode()  # PyTorch records nothing for gradients
+    @torch.inference_mode()  # while this function works, nothing is recorded for gradients
     def stream(
         self,
         ids: Tensor,
@@ -677,8 +677,9 @@ class DecoderTransformer(Transformer):
         for _ in range(max_new_tokens):
             if ids.shape[1] > max_len:
                 # Keep the newer half (+ 1: half of max_len = 1 would be no token at all). Its
-                # positions now begin at 0, so it is read again, into empty caches. This is slow; to
-                # keep more than half would make it necessary more often.
+                # positions now begin at 0. The cached keys were made with the old positions, so it
+                # is read again, into empty caches. This is slow; to keep more than half would make
+                # it necessary more often.
                 ids = ids[:, -(max_len // 2 + 1) :]
                 caches = None
             if not use_cache:
@@ -752,9 +753,10 @@ class Recipe:
     optimizer: str = "adamw"
     lr: float = 1e-3  # AdamW's highest learning rate
     muon_lr: float = 0.02  # Muon's highest learning rate
-    # A step of AdamW is the learning rate times the running average of the gradient, divided by the
-    # square root of the running average of the squared gradient, so that weights with small
-    # gradients move as far as others. New average = beta x old average + (1 - beta) x new value.
+    # AdamW keeps two running averages for each weight: of its gradient and of the square of it. In
+    # every step, new average = beta x old average + (1 - beta) x new value. The weight moves by the
+    # learning rate x the first average / the square root of the second, so that weights with small
+    # gradients move as far as others.
     betas: tuple[float, float] = (0.9, 0.95)  # of the gradient, of the squared gradient
     weight_decay: float = 0.1  # every step also subtracts learning rate x weight_decay x weight
     warmup: int = 100  # steps in which the learning rate rises
@@ -778,8 +780,8 @@ class LitTransformer(L.LightningModule):
     """The training step of all three models, as a module of Lightning.
 
     For every batch Lightning calls `training_step`, computes the gradients of the loss that it
-    returns, clips them (see `train`), lets the optimiser change the weights, sets the gradients to
-    zero, and sets the next learning rate.
+    returns, clips them (scales them down if they are large, see `train`), lets the optimiser change
+    the weights, sets the gradients to zero, and sets the next learning rate.
 
     A batch is a tuple: the inputs of the model, an optional padding mask (the only boolean input),
     the targets. The targets are classes (B,) or tokens (B, T). The data modules put -100 where a
@@ -807,21 +809,22 @@ class LitTransformer(L.LightningModule):
         scored = targets != -100  # True at N targets
         if scored.all():  # GPT in training, and classes
             logits = self.model(*inputs, mask=mask)  # (B, T, V) or (B, K)
-        else:  # BERT predicts the masked tokens only; GPT in validation every token only once
+        else:  # BERT predicts the masked tokens only. GPT's windows of a validation text overlap to
+            # give all tokens some context; a token is predicted in the first window that has it
             logits = self.model(*inputs, mask=mask, keep=scored)  # (N, V)
         if logits.ndim == 3:
             logits = logits.flatten(0, 1)  # (B, T, V) -> (N, V)
         targets = targets[scored]  # (N,), in the order of the logits
         loss = self.criterion(logits, targets)
         accuracy = self.accuracy_fn(logits, targets)
-        # on_step: log the figures of this batch. on_epoch: log their average in the epoch, in which
-        # batch_size says how much a batch counts. sync_dist: average over several GPUs.
+        # on_step: log the figures of this batch (of the test, only the average is of interest).
+        # on_epoch: log their average in the epoch. sync_dist: average over several GPUs.
         self.log_dict(
             {f"{stage}_loss": loss, f"{stage}_acc": accuracy},
             on_step=stage != "test",
             on_epoch=True,
-            # A float: with several GPUs, Lightning averages batch_size over them, and an average
-            # of integers would be rounded.
+            # How much this batch counts in the average. A float, because Lightning averages it over
+            # several GPUs as well, and would round a whole number.
             batch_size=float(len(targets)),
             sync_dist=stage != "train",  # not in training, where it would slow down every step
             prog_bar=True,
@@ -843,7 +846,7 @@ class LitTransformer(L.LightningModule):
         Weight decay is for the matrices of linear layers and of the patch projection: small weights
         make it harder to memorise single examples. Embeddings do not decay, nor a head that shares
         their weight, because the vector of a rare token would fade between the few steps that train
-        it. Nor do positions, the class token, LayerNorms and biases: they hold few numbers.
+        it. Nor, by custom, do positions, the class token, LayerNorms and biases.
         """
         recipe = self.recipe
         # Sets compare tensors by identity: a weight that head and embedding share is in both sets.
@@ -874,7 +877,9 @@ class LitTransformer(L.LightningModule):
             weight_decay=recipe.weight_decay,
             fused=True,  # updates all parameters in one call, which is faster
         )
-        # Without this line, Lightning refuses to clip gradients for a fused optimiser in 16 bits.
+        # In 16 bits the loss is scaled up, to keep small gradients above 0. A fused optimiser would
+        # undo that in its step, and Lightning, which clips before, refuses. False: Lightning undoes
+        # it, then clips.
         optimizer._step_supports_amp_scaling = False
         # Sets the learning rate of every group to lr_factor(step) times its highest.
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
@@ -895,7 +900,7 @@ class LitTransformer(L.LightningModule):
         """How much of the run is done at a step, from 0 to 1: the share of the steps that are done
         or, if that is larger, the share of the time limit that has passed.
         """
-        if step == 0:  # the scheduler asks once before Lightning knows the number of steps
+        if step == 0:  # LambdaLR asks when it is made, before Lightning knows the number of steps
             return 0.0
         n_steps = self.trainer.estimated_stepping_batches
         done = step / n_steps
@@ -1040,7 +1045,7 @@ class Housekeeping(L.Callback):
         """
         # The number of the batch in the run. A step of the optimiser may take several batches
         # (accumulate_grad_batches), whose gradients are added; batch_idx restarts in every epoch.
-        # For example, with 4 batches a step, 10 steps done, and batch_idx 6: number 10 * 4 + 2.
+        # For example, with 4 batches a step: after 10 steps, the third batch has number 10 * 4 + 2.
         per_step = trainer.accumulate_grad_batches
         number = trainer.global_step * per_step + batch_idx % per_step
         # With several GPUs, each draws its own dropout: global_rank numbers them from 0 on.

@@ -126,6 +126,16 @@ def test_settings_that_there_are_not(tmp_path, monkeypatch, capsys, options, mes
     assert message in line and not (tmp_path / "out").exists()
 
 
+def test_ctrl_c_before_the_training_leaves_nothing(tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("utils.data.tokenisers.encode_batch", stop)
+    (tmp_path / "my.txt").write_text(tiny.text(), encoding="utf-8")
+    assert command.command(["gpt", "--data", str(tmp_path / "my.txt"), "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "transformer.py: stopped\n" and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("n", [16, 1100])
 def test_a_small_validation_part_picks_no_epoch(tmp_path, n, capsys):
     folder = tiny.pictures(tmp_path / "pictures", n)

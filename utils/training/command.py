@@ -81,13 +81,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def command(arguments: list[str] | None = None) -> int:
-    """Run the command line. Returns 0, or 2 after one line that says what was wrong with the input."""
+    """Run the command line. Returns 0; 2 after one line that says what was wrong with the input; 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
     try:
         run(options)
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         print(f"transformer.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before or after the training, in which Lightning answers it
+        print("transformer.py: stopped", file=sys.stderr)
+        return 130
     return 0
 
 
