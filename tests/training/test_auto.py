@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import random
 import re
 
@@ -18,6 +19,7 @@ from utils.data.text import Corpus, GPTData, cut
 from utils.training import auto, command
 from utils.training.callbacks import CoolDown
 from utils.training.report import END
+from utils.training.scoring import bootstrap, unknown_nats
 
 
 def corpus(length: int, letters: str = "abcdefgh \n") -> Corpus:
@@ -188,3 +190,21 @@ def test_a_shortened_run_stays_short_when_it_is_resumed():
     trainer = type("", (), {"fit_loop": type("", (), {"epoch_loop": loop})()})()
     other.on_train_start(trainer, None)
     assert loop.max_steps == 90
+
+
+# ------------------------------------------------------------------------------------------------ the figure
+def test_a_character_that_the_tokeniser_does_not_know_costs_eight_bits_a_byte():
+    known = Corpus("x", "abc" * 100, "abc" * 20, "abc" * 20, "")
+    strange = Corpus("x", "abc" * 100, "abc" * 20, "abc" * 20 + "é\U0001f600", "")  # 2 and 4 bytes
+    for text, n_bytes in ((known, 0), (strange, 6)):
+        data = GPTData(text, context=8, batch_size=2, tokenizer="char")
+        assert unknown_nats(data) == pytest.approx(8 * math.log(2) * n_bytes)
+    assert unknown_nats(GPTData(strange, context=8, batch_size=2, tokenizer="bpe", vocab_size=256)) == 0
+
+
+def test_the_bootstrap_is_as_wide_as_the_mean_is_uncertain():
+    draw = torch.Generator().manual_seed(1)
+    losses = 3 + torch.randn(400, generator=draw)
+    low, high = bootstrap(losses * 10, torch.full((400,), 10))
+    assert low < losses.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 / 400**0.5, rel=0.15)

@@ -362,7 +362,8 @@ def trainer_arguments(options: argparse.Namespace, preset: dict) -> dict:
     if options.max_epochs is not None or options.max_steps is not None:
         arguments |= {"max_epochs": options.max_epochs or -1, "max_steps": options.max_steps or -1}
     if options.max_epochs is not None:
-        arguments.pop("val_check_interval", None)  # validate after every epoch instead
+        for name in ("val_check_interval", "check_val_every_n_epoch"):
+            arguments.pop(name, None)  # validate after every epoch instead
     if "val_check_interval" in arguments:
         arguments["check_val_every_n_epoch"] = None  # count the steps across epochs
         steps = arguments.get("max_steps", -1)
