@@ -11,9 +11,8 @@ from PIL import Image
 from samples import cache_without_network, put
 
 from utils.data import images
-from utils.data.augment import Augment
 from utils.data.images import ImageData, ImageSet, load_images, read_idx, split
-from utils.data.pictures import read_picture
+from utils.data.pictures import Augment, read_picture
 from utils.download import DownloadError, Remote
 
 
@@ -276,3 +275,44 @@ def test_pictures_of_one_colour_are_finite():
     part = torch.zeros(12, 1, 4, 4, dtype=torch.uint8), torch.arange(12) % 2
     data = ImageData(ImageSet("black", ["a", "b"], part, part, part, ""))
     assert next(iter(data.test_dataloader()))[0].isfinite().all()
+
+
+# ------------------------------------------------------------------------------------------------ many pictures
+def test_many_pictures_are_decoded_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRANSFORMER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(images, "MANY", 4)
+    folder = tmp_path / "pictures"
+    for i in range(40):
+        (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 12), (6 * i, 0, 200)).save(folder / "ab"[i % 2] / f"{i:02}.png")
+    found = load_images(folder, 8)
+    monkeypatch.setattr(images, "decode", None)  # a second start reads the array
+    again = load_images(folder, 8)
+    for part in ("train", "validation", "test"):
+        assert torch.equal(getattr(found, part)[0], getattr(again, part)[0])
+    monkeypatch.undo()
+    monkeypatch.setenv("TRANSFORMER_CACHE", str(tmp_path / "cache"))
+    usual = load_images(folder, 8)
+    assert torch.equal(found.train[0], usual.train[0]) and torch.equal(found.train[1], usual.train[1])
+    monkeypatch.setattr(images, "MANY", 4)
+    Image.new("RGB", (9, 12), "white").save(folder / "a" / "00.png")
+    assert load_images(folder, 8).describe()["sha256"] != found.describe()["sha256"]  # a file has changed
+
+
+def test_all_unreadable_pictures_are_counted(tmp_path):
+    for i in range(30):
+        path = tmp_path / "ab"[i % 2] / f"{i:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        if i % 3 == 0:
+            path.write_bytes(b"no picture")
+        else:
+            Image.new("L", (8, 8), i).save(path)
+    with pytest.raises(ValueError, match="00.png.*must be a readable picture.*so must 9 others of the 30"):
+        load_images(tmp_path, 8)
+
+
+def test_moments_are_those_of_the_pixels():
+    pictures = torch.randint(0, 256, (20, 3, 5, 5), generator=seeded()).to(torch.uint8)
+    mean, variance = images.moments(pictures)
+    torch.testing.assert_close(mean, pictures.float().mean((0, 2, 3)))
+    torch.testing.assert_close(variance, pictures.float().var((0, 2, 3)))

@@ -1,5 +1,6 @@
 """Corpora, tokenisers, and the windows and masks of GPTData and BERTData."""
 
+import errno
 import hashlib
 import json
 import random
@@ -9,7 +10,7 @@ import pytest
 import torch
 from samples import TEXT, cache_without_network, corpus, put
 
-from utils.data import text, tokenisers
+from utils.data import disk, text, tokenisers
 from utils.data.text import SEPARATOR, BERTData, GPTData, load_corpus, part_of
 from utils.data.tokenisers import (
     SPECIAL_TOKENS,
@@ -326,3 +327,93 @@ def test_nothing_is_there(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="data="):
         load_corpus(name)
+
+
+# ------------------------------------------------------------------------------------------------ long texts
+@pytest.fixture
+def long_ones(monkeypatch, tmp_path):
+    """Texts of more than 3 kB count as long, and the arrays go into a folder of this test."""
+    monkeypatch.setattr(text, "LONG", 3000)
+    monkeypatch.setattr(text, "SAMPLE", 1500)
+    monkeypatch.setattr(disk, "PIECE", 256)
+    monkeypatch.setattr(disk, "BLOCK", 97)  # cuts characters, and \r from \n
+    monkeypatch.setenv("TRANSFORMER_CACHE", str(tmp_path / "cache"))
+
+
+def blocks_of(corpus):
+    return "".join(corpus.train.read())
+
+
+def test_a_long_text_has_the_parts_of_a_short_one(long_ones, tmp_path, monkeypatch):
+    written = "".join(f"line {i}: caf\u00e9, \U0001f600\r\n" for i in range(300))
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + written.encode())
+    (tmp_path / "b.txt").write_bytes(written.upper().encode())
+    (tmp_path / "b.png").write_bytes(b"")
+    found = load_corpus(f"{tmp_path}/*.txt")
+    monkeypatch.setattr(text, "LONG", 10**9)
+    usual = load_corpus(f"{tmp_path}/*.txt")
+    assert isinstance(found.train, disk.LongText) and isinstance(usual.train, str)
+    assert blocks_of(found) == usual.train and "\r" not in usual.train
+    assert (found.validation, found.test) == (usual.validation, usual.test)
+    assert len(found.train) == len(usual.train) and found.describe()["train"] == usual.describe()["train"]
+    every = len(usual.train) // 1500 * 256
+    pieces = [usual.train[start : start + 256] for start in range(0, len(usual.train), every)]
+    assert found.train.sample == "".join(pieces)
+
+
+def test_the_lines_of_a_long_jsonl_are_divided_as_those_of_a_short_one(long_ones, tmp_path, monkeypatch):
+    lines = [json.dumps({"text": f"document {i} of many: na\u00efve"}) for i in range(400)]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    found = load_corpus(tmp_path / "x.jsonl")
+    monkeypatch.setattr(text, "LONG", 10**9)
+    usual = load_corpus(tmp_path / "x.jsonl")
+    assert blocks_of(found).removesuffix(SEPARATOR) == usual.train
+    assert (found.validation, found.test) == (usual.validation, usual.test)
+
+
+def test_of_a_long_text_little_is_held_out(monkeypatch):
+    monkeypatch.setattr(text, "MOST_VALIDATION", 50)
+    monkeypatch.setattr(text, "MOST_TEST", 80)
+    assert text.edges(10_000) == (9870, 9920)
+    assert text.edges(100) == (85, 90)
+    parts = [part_of(str(i), 1000) for i in range(4000)]
+    assert 0.06 < parts.count("test") / 4000 < 0.1 and 0.035 < parts.count("validation") / 4000 < 0.055
+    assert all(part in ("train", part_of(str(i))) for i, part in enumerate(parts))
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+def test_the_tokens_of_a_long_text_lie_on_disk(long_ones, tmp_path, monkeypatch, kind):
+    (tmp_path / "a.txt").write_text("the quick brown fox, or not\n" * 400, encoding="utf-8")
+    corpus = load_corpus(tmp_path / "a.txt")
+    data = GPTData(corpus, context=16, batch_size=4, tokenizer=kind, vocab_size=280)
+    assert data.train.dtype == torch.uint16
+    assert torch.equal(data.train.long(), encode(data.tokenizer, blocks_of(corpus)))
+    (made,) = (tmp_path / "cache" / "arrays").iterdir()
+    ids, targets = next(iter(data.train_dataloader()))
+    assert ids.dtype == targets.dtype == torch.long and torch.equal(ids[:, 1:], targets[:, :-1])
+    monkeypatch.setattr("utils.data.tokenisers.pieces_of_blocks", None)  # a second start reads the array
+    assert torch.equal(encode(data.tokenizer, corpus.train).long(), data.train.long())
+    assert list(made.parent.iterdir()) == [made]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_what_is_not_whole_is_not_kept(long_ones, tmp_path, error):
+    def write(file):
+        file.write(b"half")
+        raise error
+
+    message = "TRANSFORMER_CACHE" if isinstance(error, OSError) else None
+    with pytest.raises(type(error), match=message):
+        disk.kept("x", write)
+    assert list((tmp_path / "cache" / "arrays").iterdir()) == []
+    assert disk.kept("x", lambda file: file.write(b"whole")).read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("size", [10, 1000, 10**6])
+def test_pieces_do_not_depend_on_the_blocks(size):
+    draw = random.Random(1)
+    written = "".join(draw.choices("ab \n", k=500_000)) + "c" * 300_000
+    blocks = (written[i : i + size] for i in range(0, len(written), size))
+    found = list(tokenisers.pieces_of_blocks(blocks)) if size > 10 else list(tokenisers.pieces(written))
+    assert "".join(found) == written and max(map(len, found)) <= 2 * tokenisers.PIECE
+    assert found == list(tokenisers.pieces(written))

@@ -132,7 +132,7 @@ def test_ctrl_c_before_the_training_leaves_nothing(tmp_path, monkeypatch, capsys
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("utils.data.tokenisers.encode_batch", stop)
+    monkeypatch.setattr("utils.data.tokenisers.encode_pieces", stop)
     (tmp_path / "my.txt").write_text(tiny.text(), encoding="utf-8")
     assert command.command(["gpt", "--data", str(tmp_path / "my.txt"), "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err == "transformer.py: stopped\n" and not (tmp_path / "out").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor
 
 from transformer import require
-from utils.data.augment import Augment
 from utils.data.batches import EvalBatches, TrainData, shard
-from utils.data.pictures import read_picture
+from utils.data.disk import kept, progress
+from utils.data.pictures import Augment, read_picture
 from utils.download import DownloadError, Remote, cache_dir, fetch, unpack
 
 # ------------------------------------------------------------------------------------------------ image sets
@@ -33,6 +34,7 @@ FASHION_MNIST_FILES = {
 }
 FASHION_CLASSES = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 SUFFIXES = {".jpg", ".jpeg", ".png"}  # of the files in a folder that count as pictures
+MANY = 1000  # pictures: so many take long to decode
 
 # Pictures, uint8 (N, channels, height, width), and the numbers of their classes, int64 (N,).
 Part = tuple[Tensor, Tensor]
@@ -169,8 +171,9 @@ def read_folder(folder: Path, name: str, size: int, source: str, seed: int = 0) 
 def read_pictures(folder: Path, classes: list[str], size: int) -> Part:
     """Read every CLASS/*.jpg, jpeg and png as its middle square, size x size, in the order of classes and names.
 
-    The pictures have 1 channel where all of them are grey, else 3. Raises ValueError where there are none, and for a
-    file that is no readable picture.
+    The pictures have 1 channel where all of them are grey, else 3. MANY and more are decoded once for each size, and
+    kept in the cache as long as no file changes. Raises ValueError where there are none, and for a file that is no
+    readable picture.
     """
     paths, labels = [], []
     for label, name in enumerate(classes):
@@ -179,14 +182,34 @@ def read_pictures(folder: Path, classes: list[str], size: int) -> Part:
         labels += [label] * len(found)
     if not paths:
         raise ValueError(f"data={str(folder)!r}: must hold .jpg or .png pictures in folders, one a class; found none")
-    pictures = []
-    for path in paths:
+    if len(paths) < MANY:
+        return decode(paths, size), torch.tensor(labels)
+    states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    key = hashlib.sha256(repr((states, size)).encode()).hexdigest()
+    array = kept(f"pictures-{key}.npy", lambda file: np.save(file, decode(paths, size).numpy()))
+    return torch.from_numpy(np.load(array)), torch.tensor(labels)
+
+
+def decode(paths: list[Path], size: int) -> Tensor:
+    """Return the pictures of these files, uint8 (N, channels, size, size), decoded on all cores."""
+
+    def read(path: Path) -> Tensor | str:
         try:
-            pictures.append(read_picture(path, size))
+            return read_picture(path, size)
         except ValueError as error:
-            raise ValueError(f"data={str(path)!r}: {error}") from error
-    channels = max(len(picture) for picture in pictures)
-    return torch.stack([picture.expand(channels, -1, -1) for picture in pictures]), torch.tensor(labels)
+            return f"data={str(path)!r}: {error}"
+
+    with ThreadPoolExecutor() as pool, progress("decoding", len(paths), "picture", MANY) as bar:
+        found = []
+        for picture in pool.map(read, paths):
+            found.append(picture)
+            bar.update()
+    bad = [message for message in found if isinstance(message, str)]
+    if bad:
+        others = f"; so must {len(bad) - 1} others of the {len(paths)}" if len(bad) > 1 else ""
+        raise ValueError(bad[0] + others)
+    channels = max(len(picture) for picture in found)
+    return torch.stack([picture.expand(channels, -1, -1) for picture in found])
 
 
 # Each reader takes the size of the pictures; those of 28 x 28 pixels do not use it.
@@ -222,6 +245,19 @@ def load_images(name_or_folder: str | Path = "mnist-5k", size: int = 64, fallbac
 # ------------------------------------------------------------------------------------------------ data module
 
 
+def moments(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the variance of each channel of uint8 pictures (N, channels, h, w): (channels,) each.
+
+    They come from the counts of the 256 values, since many pictures in float would not fit into memory.
+    """
+    values = torch.arange(256, dtype=torch.float64)
+    counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in pictures.unbind(1)])
+    n = counts.sum(1)
+    mean = (counts * values).sum(1) / n
+    variance = (counts * (values - mean[:, None]) ** 2).sum(1) / (n - 1)
+    return mean.float(), variance.float()
+
+
 class ImageData(TrainData):
     """Batches of normalised pictures (B, channels, h, w) and the numbers of their classes (B,).
 
@@ -249,10 +285,9 @@ class ImageData(TrainData):
         self.classes, self.n_classes = images.classes, len(images.classes)
         self.channels, self.image_size = images.train[0].shape[1:3]
         if mean is None or std is None:
-            pictures = images.train[0].float()
-            self.mean = pictures.mean((0, 2, 3)).view(-1, 1, 1)  # (channels, 1, 1), of colours from 0 to 255
-            std = pictures.std((0, 2, 3)).view(-1, 1, 1)
-            self.std = std.clamp(min=1)  # it would be 0 where all pictures are of one colour
+            mean, variance = moments(images.train[0])
+            self.mean = mean.view(-1, 1, 1)  # (channels, 1, 1), of colours from 0 to 255
+            self.std = variance.sqrt().clamp(min=1).view(-1, 1, 1)  # it would be 0 where all are of one colour
         else:
             self.mean = 255 * torch.tensor(mean).view(-1, 1, 1)
             self.std = 255 * torch.tensor(std).view(-1, 1, 1)

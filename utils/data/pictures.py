@@ -1,7 +1,9 @@
-"""One picture file as a tensor."""
+"""Pictures as tensors: how a file is read, and how training pictures are changed at random."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def read_picture(file: Path | BinaryIO, size: int) -> Tensor:
@@ -49,3 +52,53 @@ def middle_square(picture: Image.Image, size: int) -> Image.Image:
     left, top = (width - size) // 2, (height - size) // 2
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     return picture.crop((left, top, left + size, top + size))
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes to training pictures, so that a model does not learn them by heart.
+
+    Each number is the largest change; 0 changes nothing. The size of each change is drawn uniformly between minus and
+    plus its bound, for every picture on its own.
+    """
+
+    degrees: float = 0.0  # rotation, in degrees
+    shift: float = 0.0  # movement along each side, as a share of that side
+    scale: float = 0.0  # enlargement or reduction, as a share of the size
+    shear: float = 0.0  # slant, as a share of the height
+    elastic: float = 0.0  # standard deviation of the random shifts of a 5 x 5 grid, as a share of the side
+    flip: bool = False  # mirror half of the pictures, left to right
+    colour: float = 0.0  # contrast, as a share of it, and brightness, in units of the (normalised) pixels
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the changed pictures (B, channels, h, w). All movements are made by a single resampling."""
+        x = F.grid_sample(x, self.grid(x, generator), padding_mode="border", align_corners=False)
+        if self.colour:
+            contrast = self.draw(self.colour, x, generator).view(-1, 1, 1, 1)
+            brightness = self.draw(self.colour, x, generator).view(-1, 1, 1, 1)
+            mean = x.mean(dim=(1, 2, 3), keepdim=True)
+            x = mean + (x - mean) * (1 + contrast) + brightness
+        return x
+
+    def grid(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return where in its picture each new pixel is read (B, h, w, 2): (across, down), from -1 to 1."""
+        angle = self.draw(math.radians(self.degrees), x, generator)
+        scale = 1 + self.draw(self.scale, x, generator)
+        flipped = torch.rand(len(x), generator=generator) < 0.5
+        shear = self.draw(self.shear, x, generator)
+        right = 2 * self.draw(self.shift, x, generator)  # a whole side is 2 long
+        down = 2 * self.draw(self.shift, x, generator)
+
+        cos, sin = angle.cos() / scale, angle.sin() / scale
+        mirror = 1.0 - 2.0 * flipped * self.flip  # -1 or 1
+        matrices = torch.stack((cos * mirror, shear - sin, right, sin * mirror, cos, down), -1).view(-1, 2, 3)
+        grid = F.affine_grid(matrices, list(x.shape), align_corners=False)
+        if self.elastic:
+            pushes = torch.randn(len(x), 2, 5, 5, generator=generator) * 2 * self.elastic
+            smooth = F.interpolate(pushes, x.shape[-2:], mode="bicubic", align_corners=False)
+            grid = grid + smooth.movedim(1, -1)
+        return grid
+
+    def draw(self, bound: float, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return one number per picture (B,), uniform between -bound and bound."""
+        return (torch.rand(len(x), generator=generator) * 2 - 1) * bound

@@ -8,7 +8,7 @@ import json
 import platform
 import sysconfig
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from transformer import require
 from utils.data.batches import EvalBatches, TrainData, shard
+from utils.data.disk import LongText, Text, long_text, n_bytes, progress, read_blocks, sample_of
 from utils.data.tokenisers import bpe_tokenizer, char_tokenizer, encode, wordpiece_tokenizer
 from utils.download import DownloadError, Remote, fetch
 
@@ -36,15 +37,19 @@ WIKITEXT_2_FILES = {
 }
 SEPARATOR = "\n\n\n"  # between documents
 SUFFIXES = (".txt", ".md", ".py", ".jsonl")  # of the files in a folder that count as text
+PARTS = ("train", "validation", "test")
 MANY = 100  # documents: so many are divided among the parts as they are
+MOST_VALIDATION, MOST_TEST = 200_000, 500_000  # characters: more of a long text would take long to score
+LONG = 20_000_000  # bytes: longer texts stay on disk
+SAMPLE = 5_000_000  # characters of a long text, on which its tokeniser and the baselines are fitted
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text in three disjoint parts."""
+    """A text in three disjoint parts. Of a text of more than LONG bytes, the training part stays on disk."""
 
     name: str
-    train: str
+    train: Text
     validation: str
     test: str
     source: str  # where the text comes from, and its licence
@@ -54,13 +59,16 @@ class Corpus:
 
         The validation part itself stays as it is, so its loss is then measured on text that was trained on.
         """
+        allowed = "left out: of a text that stays on disk, the validation part would add next to nothing"
+        require(isinstance(self.train, str), "refit", True, allowed)
         return replace(self, name=f"{self.name}, refit", train=self.train + self.validation)
 
     def describe(self) -> dict:
         """Return the name, the source, a hash and the size of each part, for summary.json."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        sizes = {part: {"characters": len(text), "bytes": len(text.encode())} for part, text in parts.items()}
-        return {"name": self.name, "source": self.source, "sha256": digest("\0".join(parts.values())), **sizes}
+        sizes = {part: {"characters": len(text), "bytes": n_bytes(text)} for part, text in parts.items()}
+        texts = [text.sha256 if isinstance(text, LongText) else text for text in parts.values()]
+        return {"name": self.name, "source": self.source, "sha256": digest("\0".join(texts)), **sizes}
 
 
 def digest(text: str) -> str:
@@ -69,10 +77,18 @@ def digest(text: str) -> str:
 
 
 def cut(text: str) -> tuple[str, str, str]:
-    """Cut a text, in its order, into 85.5 % for training, 4.5 % for validation and 10 % for the test."""
-    end = int(len(text) * 0.9)
-    middle = int(end * 0.95)
+    """Cut a text, in its order, where `edges` says: into the parts for training, for validation and for the test."""
+    middle, end = edges(len(text))
     return text[:middle], text[middle:end], text[end:]
+
+
+def edges(length: int) -> tuple[int, int]:
+    """Where the validation and the test part of a text of so many characters begin.
+
+    They get 4.5 % and 10 % of it, but at most MOST_VALIDATION and MOST_TEST characters.
+    """
+    end = max(int(length * 0.9), length - MOST_TEST)
+    return max(int(end * 0.95), end - MOST_VALIDATION), end
 
 
 def shakespeare() -> Corpus:
@@ -130,17 +146,19 @@ def docstrings(path: Path) -> list[str]:
     return [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, documented)]
 
 
-def part_of(text: str) -> str:
+def part_of(text: str, total: int = 1) -> str:
     """Return train, validation or test, with chances of 85.5, 4.5 and 10 %, decided by the text's hash alone.
 
     So a text is in the same part of every corpus and table that contains it.
+    total: the characters of the corpus. In a long one, so many texts more go into training that about MOST_VALIDATION
+    and MOST_TEST characters are left for the other parts.
     """
     place = int(digest(text)[:8], 16) / 16**8  # from 0 to 1, evenly spread
-    if place < 0.855:
-        return "train"
-    if place < 0.9:
+    if place >= 1 - min(0.1, MOST_TEST / total):
+        return "test"
+    if 0.9 - min(0.045, MOST_VALIDATION / total) <= place < 0.9:
         return "validation"
-    return "test"
+    return "train"
 
 
 CORPORA: dict[str, Callable[[], Corpus]] = {
@@ -155,8 +173,7 @@ def load_corpus(name_or_path: str | Path = "python-docs", fallback: str | None =
 
     A file may be of any kind of UTF-8 text; of a folder, the files that end with one of SUFFIXES are read, those of its
     folders too. A .jsonl file holds a document on each line: a string, or an object with the text under "text". A
-    hundred documents or more are divided by their hashes (see `part_of`); fewer are joined, and cut at 85.5 % and
-    90 % of the characters.
+    hundred documents or more are divided by their hashes (see `part_of`); fewer are joined, and cut where `edges` says.
 
     fallback: the corpus to load instead, with one printed line, where a download fails. Without a fallback, a failed
     download raises DownloadError. Files that cannot be used as text raise ValueError.
@@ -170,24 +187,89 @@ def load_corpus(name_or_path: str | Path = "python-docs", fallback: str | None =
                 raise
             print(f"{name} cannot be downloaded, so {fallback} is used instead ({error}).")
             return load_corpus(fallback)
-    texts = [text for path in text_files(name) for text in read_documents(path)]
-    require(any(text.strip() for text in texts), "data", name, "text, and it is empty")
-    source = "a text of your own"
-    title = Path(name).name
-    if len(texts) < MANY:
-        return Corpus(title, *cut(SEPARATOR.join(texts)), source)
-    parts = split_documents(texts)
-    empty = [part for part, text in parts.items() if not text.strip()]
-    require(not empty, "data", name, f"documents enough for every part; the {' and '.join(empty)} part has none")
-    return Corpus(title, *parts.values(), source)
+    files = text_files(name)
+    if sum(path.stat().st_size for path in files) > LONG:
+        parts = long_parts(files)
+    else:
+        texts = [text for path in files for text in read_documents(path)]
+        parts = dict(zip(PARTS, cut(SEPARATOR.join(texts)), strict=True))
+        if len(texts) >= MANY:
+            parts = split_documents(texts)
+    empty = [part for part in PARTS if not sample_of(parts[part]).strip()]
+    require(len(empty) < 3, "data", name, "text, and it is empty")
+    require(not empty, "data", name, f"text enough for every part; the {' and '.join(empty)} part has none")
+    return Corpus(Path(name).name, *parts.values(), "a text of your own")
 
 
 def split_documents(texts: list[str]) -> dict[str, str]:
     """Return the texts of each part, joined. Equal texts are in the same part."""
-    parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    total = sum(map(len, texts))
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
     for text in texts:
-        parts[part_of(text)].append(text)
+        parts[part_of(text, total)].append(text)
     return {part: SEPARATOR.join(documents) for part, documents in parts.items()}
+
+
+def long_parts(files: list[Path]) -> dict[str, Text]:
+    """Return the parts of files that are too long for memory; the training part is left in its files.
+
+    Many files, and the lines of .jsonl files, are documents, which are divided by their hashes; others are cut.
+    """
+    if len(files) >= MANY or any(path.suffix.lower() == ".jsonl" for path in files):
+        return divide_files(files)
+    return cut_files(files)
+
+
+def divide_files(files: list[Path]) -> dict[str, Text]:
+    """Return what `split_documents` returns for the documents of the files, with the training part left in them."""
+    total = sum(path.stat().st_size for path in files)
+
+    def training() -> Iterator[str]:
+        for path in files:
+            for text in read_documents(path):
+                if part_of(text, total) == "train":
+                    yield text + SEPARATOR
+
+    length = 0
+    held_out: dict[str, list[str]] = {"validation": [], "test": []}
+    with progress("reading", total, "B", LONG) as bar:
+        for path in files:
+            for text in read_documents(path):
+                part = part_of(text, total)
+                if part == "train":
+                    length += len(text) + len(SEPARATOR)
+                else:
+                    held_out[part].append(text)
+            bar.update(path.stat().st_size)
+    parts = {part: SEPARATOR.join(texts) for part, texts in held_out.items()}
+    return {"train": long_text(training, length, SAMPLE), **parts}
+
+
+def cut_files(files: list[Path]) -> dict[str, Text]:
+    """Return what `cut` returns for the joined texts of the files, with the training part left in them."""
+
+    def blocks() -> Iterator[str]:
+        for i, path in enumerate(files):
+            if i > 0:
+                yield SEPARATOR
+            yield from read_blocks(path)
+
+    def training() -> Iterator[str]:
+        left = middle
+        for block in blocks():
+            yield block[:left]
+            left = max(0, left - len(block))
+
+    tail, length = "", 0
+    with progress("reading", sum(path.stat().st_size for path in files), "B", LONG) as bar:
+        for block in blocks():
+            length += len(block)
+            tail = (tail + block)[-MOST_VALIDATION - MOST_TEST - 1 :]
+            bar.update(len(block.encode()))
+    middle, end = edges(length)
+    start = length - len(tail)
+    parts = {"validation": tail[middle - start : end - start], "test": tail[end - start :]}
+    return {"train": long_text(training, middle, SAMPLE), **parts}
 
 
 def text_files(name: str) -> list[Path]:
@@ -208,19 +290,12 @@ def text_files(name: str) -> list[Path]:
     return found
 
 
-def read_documents(path: Path) -> list[str]:
-    """Return the text of a file; of a .jsonl file, the text of every line. Raises ValueError for what is no text."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        place = f"byte {error.start} is not; save the file as UTF-8, or move it elsewhere"
-        raise ValueError(f"data={str(path)!r}: must be UTF-8 text, and {place}") from error
-    require("\0" not in text, "data", str(path), "UTF-8 text, and it holds NUL bytes, as binary files do")
-    text = text.replace("\r\n", "\n")
+def read_documents(path: Path) -> Iterator[str]:
+    """Yield the text of a file; of a .jsonl file, the text of every line. Raises ValueError for what is no text."""
     if path.suffix.lower() != ".jsonl":
-        return [text]
-    documents = []
-    for number, line in enumerate(text.split("\n"), start=1):
+        yield "".join(read_blocks(path))
+        return
+    for number, line in enumerate(lines(read_blocks(path)), start=1):
         if not line.strip():
             continue
         try:
@@ -230,8 +305,16 @@ def read_documents(path: Path) -> list[str]:
         document = entry.get("text") if isinstance(entry, dict) else entry
         allowed = f'a string, or an object with a string under "text", on every line; line {number} has neither'
         require(isinstance(document, str), "data", str(path), allowed)
-        documents.append(document)
-    return documents
+        yield document
+
+
+def lines(blocks: Iterator[str]) -> Iterator[str]:
+    """Yield the lines of the text of which these are the blocks."""
+    rest = ""
+    for block in blocks:
+        *whole, rest = (rest + block).split("\n")
+        yield from whole
+    yield rest
 
 
 # ------------------------------------------------------------------------------------------------ data modules
@@ -253,7 +336,7 @@ class TextData(TrainData):
         self.corpus, self.tokenizer, self.context = corpus, tokenizer, context
         self.batch_size, self.seed = batch_size, seed
         self.vocab_size = tokenizer.get_vocab_size()
-        self.train = encode(tokenizer, corpus.train)  # token ids (N,)
+        self.train = encode(tokenizer, corpus.train)  # token ids (N,); those of a long text lie on disk
         self.validation = encode(tokenizer, corpus.validation)
         self.test = encode(tokenizer, corpus.test)
         for part, ids in {"training": self.train, "validation": self.validation, "test": self.test}.items():
@@ -304,10 +387,10 @@ class GPTData(TextData):
         seed: int = 0,
     ) -> None:
         if tokenizer == "char":
-            tokenizer = char_tokenizer(corpus.train)
+            tokenizer = char_tokenizer(sample_of(corpus.train))
         elif tokenizer == "bpe":
             require(vocab_size >= 256, "vocab_size", vocab_size, "at least 256, one for every byte")
-            tokenizer = bpe_tokenizer(corpus.train, vocab_size)
+            tokenizer = bpe_tokenizer(sample_of(corpus.train), vocab_size)
         allowed = "bpe, char or a tokenizers.Tokenizer"
         require(isinstance(tokenizer, Tokenizer), "tokenizer", tokenizer, allowed)
         super().__init__(corpus, tokenizer, context, batch_size, seed)
@@ -315,7 +398,7 @@ class GPTData(TextData):
 
     def make(self, starts: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return the inputs and the targets (B, context) of the training windows that begin at `starts` (B,)."""
-        windows = self.train[starts[:, None] + torch.arange(self.context + 1)]
+        windows = self.train[starts[:, None] + torch.arange(self.context + 1)].long()
         return windows[:, :-1], windows[:, 1:]
 
     def held_out(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -364,7 +447,7 @@ class BERTData(TextData):
         for name, rate in {"random_rate": random_rate, "keep_rate": keep_rate}.items():
             require(0 <= rate <= 1, name, rate, "a share of the tokens, at least 0 and at most 1")
         if tokenizer is None:
-            tokenizer = wordpiece_tokenizer(corpus.train, vocab_size)
+            tokenizer = wordpiece_tokenizer(sample_of(corpus.train), vocab_size)
         super().__init__(corpus, tokenizer, context, batch_size, seed)
         self.window = context - 2
         self.mask_rate, self.random_rate, self.keep_rate = mask_rate, random_rate, keep_rate
@@ -374,7 +457,7 @@ class BERTData(TextData):
 
     def windows(self, ids: Tensor, starts: Tensor) -> Tensor:
         """Return [CLS] tokens [SEP] (B, context) for the windows of ids (N,) that begin at `starts` (B,)."""
-        tokens = ids[starts[:, None] + torch.arange(self.window)]
+        tokens = ids[starts[:, None] + torch.arange(self.window)].long()
         cls = tokens.new_full((len(tokens), 1), self.cls)
         sep = tokens.new_full((len(tokens), 1), self.sep)
         return torch.cat((cls, tokens, sep), dim=1)

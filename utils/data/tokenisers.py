@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
-from tqdm import tqdm
 
 from transformer import require
+from utils.data.disk import LongText, Text, kept, progress
 
 PIECE = 2**16  # characters; a long text is read in pieces of about this size
 LONG = 10**7  # characters; tokenising a text of this size shows its progress
@@ -115,34 +119,60 @@ def assemble_wordpiece(vocabulary: dict[str, int], lowercase: bool = True) -> To
     return tokenizer
 
 
-def encode(tokenizer: Tokenizer, text: str) -> Tensor:
-    """Return the ids (N,) of a text, int64, without [CLS] and [SEP]. A long text is read in pieces, on all cores."""
-    seen = sys.stderr.isatty() or "ipykernel" in sys.modules
-    bar = tqdm(desc="tokenising", total=len(text), unit="char", unit_scale=True, disable=len(text) < LONG or not seen)
-    ids = [torch.zeros(0, dtype=torch.long)]
-    batch: list[str] = []
-    with bar:
-        for piece in pieces(text):
-            batch.append(piece)
-            if len(batch) == 32:
-                ids += encode_batch(tokenizer, batch)
-                bar.update(sum(map(len, batch)))
-                batch = []
-        ids += encode_batch(tokenizer, batch)
-    return torch.cat(ids)
+def encode(tokenizer: Tokenizer, text: Text) -> Tensor:
+    """Return the ids (N,) of a text, without [CLS] and [SEP]. They are made in pieces, on all cores.
+
+    The ids are int64. Those of a long text lie on disk, in uint16 where the vocabulary has at most 65,536 tokens and
+    else in int32; they are made once for each text and tokeniser.
+    """
+    if isinstance(text, LongText):
+        dtype = torch.uint16 if tokenizer.get_vocab_size() <= 2**16 else torch.int32
+        key = hashlib.sha256(f"{text.sha256} {tokenizer.to_str()}".encode()).hexdigest()
+
+        def write(file: BinaryIO) -> None:
+            print(f"The token ids are written once for this text and tokenizer, into {Path(file.name).parent}")
+            for ids in encode_pieces(tokenizer, pieces_of_blocks(text.read()), len(text)):
+                file.write(ids.astype(str(dtype).removeprefix("torch.")).tobytes())
+
+        path = kept(f"tokens-{key}", write)
+        return torch.from_file(str(path), size=path.stat().st_size // dtype.itemsize, dtype=dtype)
+    ids = list(encode_pieces(tokenizer, pieces(text), len(text)))
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *ids]))
 
 
-def encode_batch(tokenizer: Tokenizer, texts: list[str]) -> list[Tensor]:
-    """Return the ids (N,) of each text, without special tokens."""
-    encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    return [torch.tensor(encoding.ids, dtype=torch.long) for encoding in encodings]
+def encode_pieces(tokenizer: Tokenizer, texts: Iterable[str], total: int) -> Iterator[np.ndarray]:
+    """Yield the ids (N,) of each text, without special tokens. total: the characters of all texts together."""
+    with progress("tokenising", total, "char", LONG) as bar:
+        for batch in batched(texts, 32):
+            for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                yield np.array(encoding.ids, np.int64)
+            bar.update(sum(map(len, batch)))
+
+
+def batched(texts: Iterable[str], n: int) -> Iterator[list[str]]:
+    """Yield the texts in lists of n; the last one may be shorter."""
+    texts = iter(texts)
+    while batch := list(islice(texts, n)):
+        yield batch
 
 
 def pieces(text: str) -> Iterator[str]:
     """Cut a text into pieces of PIECE characters or a little more, and of twice as many where it has no spaces."""
-    start = 0
+    return pieces_of_blocks(iter([text]))
+
+
+def pieces_of_blocks(blocks: Iterator[str]) -> Iterator[str]:
+    """Cut the text of which these are the blocks, as `pieces` does, whatever the length of the blocks."""
+    text, start = "", 0
+    for block in blocks:
+        text, start = text[start:] + block, 0
+        while len(text) - start >= 2 * PIECE:
+            cut = CUT.search(text, start + PIECE, start + 2 * PIECE)
+            stop = cut.start() if cut else start + 2 * PIECE
+            yield text[start:stop]
+            start = stop
     while start < len(text):
         cut = CUT.search(text, start + PIECE, start + 2 * PIECE)
-        stop = cut.start() if cut else min(len(text), start + 2 * PIECE)
+        stop = cut.start() if cut else start + 2 * PIECE
         yield text[start:stop]
         start = stop

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from utils.data.augment import Augment
+from utils.data.disk import n_bytes, sample_of
 from utils.data.images import SUFFIXES, ImageSet
 from utils.data.labelled import Table
+from utils.data.pictures import Augment
 from utils.data.text import Corpus
 from utils.training.presets import DIGITS, LARGER, MUON, PHOTOGRAPHS, SMALLER, VIT
 
@@ -38,7 +39,7 @@ def in_words(source: Corpus | Table | ImageSet, preset: dict, trainer: dict) -> 
     steps, epochs = trainer.get("max_steps", -1), trainer.get("max_epochs", -1)
     length = f"{epochs} epochs" if epochs > 0 else f"{steps} steps"
     if isinstance(source, Corpus):
-        amount = f"{len(source.train.encode()) / 1000:,.0f} kB to train on"
+        amount = f"{n_bytes(source.train) / 1000:,.0f} kB to train on"
         units = {"char": "characters", "bpe": f"BPE of {batches['vocab_size']} tokens"}
         units = units.get(batches.get("tokenizer"), f"WordPiece of {batches['vocab_size']} tokens")
         chosen = [units, f"{length} of {batches['batch_size']} x {batches['context']} tokens"]
@@ -102,7 +103,7 @@ def n_passes(length: int) -> float:
 
 def usual_tokenizer(corpus: Corpus) -> str:
     """Characters, if each kind occurs often and the text is short; else BPE, which packs more text into a window."""
-    kinds, length = len(set(corpus.train)), len(corpus.train)
+    kinds, length = len(set(sample_of(corpus.train))), len(corpus.train)
     return "char" if kinds <= length / 30 and length <= 1_500_000 else "bpe"
 
 

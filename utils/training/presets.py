@@ -12,7 +12,7 @@ chosen on the validation parts.
 
 from __future__ import annotations
 
-from utils.data.augment import Augment
+from utils.data.pictures import Augment
 
 SMALLER = {"n_layers": 4, "n_heads": 4, "positions": "rotary", "init_std": 0.05}
 LARGER = {"n_layers": 6, "n_heads": 6, "d_model": 384, "d_ff": 1536, "positions": "rotary"}

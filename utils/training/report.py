@@ -15,6 +15,7 @@ from pathlib import Path
 import lightning as L
 
 from utils import plots
+from utils.data.disk import LongText
 from utils.data.images import ImageData
 from utils.data.labelled import TableData
 from utils.files import ROOT, write_between_marks, write_text
@@ -66,6 +67,9 @@ def close_run(
     series = plots.read_metrics(out / "metrics.csv")
     plots.save(plots.loss_curve(series, lines, title, validation), out / "loss.png")
     summary["ending"] = ending(series, summary, guessing=math.log(module.accuracy_fn.num_classes))
+    if unit == "tokens" and isinstance(data.corpus.train, LongText):
+        megabytes = len(data.corpus.train.sample.encode()) / 1e6
+        summary["ending"].append(f"The tokenizer and the baselines know {megabytes:.1f} MB of the training part.")
     write_text(out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return summary
 

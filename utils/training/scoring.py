@@ -18,9 +18,11 @@ from torch.nn import functional as F
 
 from utils import plots
 from utils.data import baselines
+from utils.data.disk import sample_of
 from utils.data.images import ImageData
 from utils.data.labelled import TableData
 from utils.data.text import BERTData, GPTData
+from utils.data.tokenisers import encode
 from utils.files import write_text
 
 EXAMPLES = 12  # windows in BERT's predictions.txt
@@ -30,7 +32,7 @@ EXAMPLE_TEXTS = 20  # texts in the predictions.txt of a classifier
 
 def score_gpt(module: L.LightningModule, data: GPTData, out: Path, tested: dict) -> dict:
     """Bits per byte beside the ladder of n-grams and lzma."""
-    ladder = baselines.text_ladder(data.corpus.train, data.corpus.test)
+    ladder = baselines.text_ladder(sample_of(data.corpus.train), data.corpus.test)
     n_bytes = len(data.corpus.test.encode())
     n_tokens = len(data.test)
     # The first token has no context and gets no prediction: it is counted as an average one.
@@ -93,7 +95,8 @@ def score_bert(module: L.LightningModule, data: BERTData, out: Path, tested: dic
     """Accuracy on the masked tokens beside the unigram and the neighbour table; the first windows with predictions."""
     masked, targets = data.held_out(data.test)
     tokens = masked.where(targets == -100, targets)
-    ladder = baselines.masked_ladder(data.train, masked, targets, tokens, data.vocab_size)
+    known = encode(data.tokenizer, sample_of(data.corpus.train))
+    ladder = baselines.masked_ladder(known, masked, targets, tokens, data.vocab_size)
     data.tokenizer.save(str(out / "tokenizer.json"))
     lines = ["The first windows of the test part: each blank, its token, and the five likeliest tokens.", ""]
     for window, answers in zip(masked[:EXAMPLES], targets[:EXAMPLES], strict=True):
