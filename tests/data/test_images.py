@@ -226,7 +226,7 @@ def test_augmentation_of_nothing_changes_nothing():
 
 @pytest.mark.parametrize(
     "change",
-    [{"degrees": 20.0}, {"shift": 0.2}, {"scale": 0.3}, {"shear": 0.3}, {"elastic": 0.05}, {"flip": True}, {"colour": 0.4}],
+    [{"degrees": 20.0}, {"shift": 0.2}, {"scale": 0.3}, {"shear": 0.3}, {"elastic": 0.05}, {"flip": True}, {"colour": 0.4}, {"crop": 0.5}],
 )
 def test_augmentation_changes_each_picture_in_its_own_way(change):
     same = photographs(1).expand(16, -1, -1, -1)
@@ -254,6 +254,25 @@ def test_shift_moves_by_at_most_its_share():
     for moved in (rows, columns):
         assert 3.5 < moved.abs().max() <= 0.2 * 21 + 1e-3
     assert (rows - columns).abs().max() > 1
+
+
+def test_crop_shows_a_part_as_the_whole():
+    ramp = torch.linspace(0, 1, 64).expand(200, 1, 64, 64)  # from left to right
+    changed = Augment(crop=0.75)(ramp, seeded())
+    width = (changed[:, 0, 0, -1] - changed[:, 0, 0, 0]) * 64 / 63
+    height = Augment(crop=0.75)(ramp.mT, seeded())
+    height = (height[:, 0, -1, 0] - height[:, 0, 0, 0]) * 64 / 63
+    area = width * height
+    assert 0.24 < area.min() < 0.35 and 0.9 < area.max() < 1.03
+    assert (width / height).max() < 1.4 and (changed.amin((1, 2, 3)) < 0.05).any()
+
+
+def test_mix_lets_another_picture_shine_through():
+    one_hot = torch.eye(8).view(8, 8, 1, 1).expand(-1, -1, 4, 4)  # picture i is 1 in channel i
+    changed = Augment(mix=0.5)(one_hot, seeded()).mean((2, 3))
+    own = changed.diagonal()
+    torch.testing.assert_close(changed.sum(1), torch.ones(8))
+    assert (own >= 0.5 - 1e-5).all() and own.min() < 0.8
 
 
 # ------------------------------------------------------------------------------------------------ data module

@@ -263,3 +263,17 @@ def test_bad_accelerator_leaves_an_earlier_run_alone(files, tmp_path):
     for bad in (["--devices", "99"], ["--accelerator", "abacus"], ["--strategy", "hope"]):
         assert command.command(["gpt", "--data", text, "--out", str(tmp_path), *bad]) == 2
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "line, out",
+    [
+        ("gpt", "runs/gpt"),
+        ("gpt --data my/notes.txt", "runs/gpt-notes"),
+        ("vit --data pictures/", "runs/vit-pictures"),
+        ("gpt --data notes/*.md --pretrained runs/gpt", "runs/gpt-_-from-gpt"),
+        ("bert --pretrained org/model", "runs/bert-from-model"),
+    ],
+)
+def test_a_run_on_other_data_does_not_take_the_folder_of_the_demo(line, out):
+    assert str(command.usual_out(command.parser().parse_args(line.split()))) == out

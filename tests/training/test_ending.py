@@ -11,7 +11,7 @@ import torch
 
 from utils.training import command
 from utils.training.callbacks import StopWhenLost
-from utils.training.report import ending, how_it_learned
+from utils.training.report import ending, how_it_learned, starts
 
 pytestmark = pytest.mark.usefixtures("tiny_presets")
 
@@ -92,3 +92,27 @@ def test_the_end_of_a_run_is_in_its_summary_and_on_the_screen(tmp_path, capsys):
     assert command.command(["gpt", "--data", str(text), "--out", str(tmp_path / "out")]) == 0
     said = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["ending"]
     assert said and capsys.readouterr().out.splitlines()[-len(said) :] == said
+
+
+def finished(out, value, name="x", **settings):
+    out.mkdir(parents=True)
+    summary = {
+        "model": "GPT",
+        "settings": settings,
+        "figure": {"name": "bits per byte", "value": value, "better": "lower"},
+        "data": {"name": name, "train": {"characters": 9}, "validation": {}, "test": {"bytes": 2, "tokens": value}},
+        "seconds": 1.0,
+    }
+    (out / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    return summary
+
+
+def test_runs_on_the_same_data_stand_side_by_side(tmp_path):
+    finished(tmp_path / "a", 2.5)
+    finished(tmp_path / "b", 2.0, pretrained="runs/gpt")
+    finished(tmp_path / "c", 1.0, name="another text")
+    here = finished(tmp_path / "d", 2.2, pretrained="gpt2")
+    found = starts(here, tmp_path / "d")
+    assert [(start["run"], start["start"], start["value"]) for start in found] == [
+        ("b", "runs/gpt", 2.0), ("d", "gpt2", 2.2), ("a", "nothing", 2.5)
+    ]  # fmt: skip

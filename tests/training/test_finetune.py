@@ -243,11 +243,13 @@ def test_a_run_that_could_be_the_start_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("my.txt").write_text(tiny.text(), encoding="utf-8")
     arguments = ["gpt", "--data", "my.txt", "--max-steps", "2"]
-    assert command.command(arguments) == 0  # into runs/gpt
+    assert command.command([*arguments, "--out", "runs/gpt"]) == 0
     assert "--pretrained" not in capsys.readouterr().out
-    assert command.command(["gpt", "--data", "my.txt", "--max-steps", "3", "--resume"]) == 0
+    assert command.command([*arguments[:-1], "3", "--out", "runs/gpt", "--resume"]) == 0
     assert "--pretrained" not in capsys.readouterr().out  # it is the run itself
-    assert command.command([*arguments, "--out", "runs/mine"]) == 0
+    assert command.command(arguments) == 0  # into runs/gpt-my
     assert "runs/gpt holds a trained model" in capsys.readouterr().out
-    assert command.command([*arguments, "--pretrained", "runs/gpt", "--out", "runs/tuned"]) == 0
-    assert "holds a trained model" not in capsys.readouterr().out
+    assert command.command([*arguments, "--pretrained", "runs/gpt"]) == 0
+    said = capsys.readouterr().out
+    assert "holds a trained model" not in said
+    assert "gpt-my (from nothing)" in said and "gpt-my-from-gpt (from runs/gpt)" in said

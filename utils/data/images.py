@@ -162,6 +162,10 @@ def read_folder(folder: Path, name: str, size: int, source: str, seed: int = 0) 
     else:
         train, test = split(*train, 0.2, seed)
     train, validation = split(*train, 0.1, seed)
+    counts = train[1].bincount(minlength=len(classes)).tolist()
+    few = ", ".join(f"{n} of {name}" for name, n in zip(classes, counts, strict=True) if n < 10)
+    if few:
+        print(f"{folder}: fewer than 10 pictures of a class teach little about it; it leaves {few} for training")
     for part, (_, labels) in {"train": train, "validation": validation, "test": test}.items():
         if len(labels) == 0:
             raise ValueError(f"data={str(folder)!r}: must hold enough pictures to split; the {part} part is empty")

@@ -69,6 +69,8 @@ class Augment:
     elastic: float = 0.0  # standard deviation of the random shifts of a 5 x 5 grid, as a share of the side
     flip: bool = False  # mirror half of the pictures, left to right
     colour: float = 0.0  # contrast, as a share of it, and brightness, in units of the (normalised) pixels
+    crop: float = 0.0  # what is cut away around a rectangle of any place, as a share of the area
+    mix: float = 0.0  # share of another picture of the batch that shines through; the class stays (Inoue 2018)
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return the changed pictures (B, channels, h, w). All movements are made by a single resampling."""
@@ -78,6 +80,9 @@ class Augment:
             brightness = self.draw(self.colour, x, generator).view(-1, 1, 1, 1)
             mean = x.mean(dim=(1, 2, 3), keepdim=True)
             x = mean + (x - mean) * (1 + contrast) + brightness
+        if self.mix:
+            share = self.mix * torch.rand(len(x), generator=generator).view(-1, 1, 1, 1)
+            x = torch.lerp(x, x[torch.randperm(len(x), generator=generator)], share)
         return x
 
     def grid(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -92,6 +97,8 @@ class Augment:
         cos, sin = angle.cos() / scale, angle.sin() / scale
         mirror = 1.0 - 2.0 * flipped * self.flip  # -1 or 1
         matrices = torch.stack((cos * mirror, shear - sin, right, sin * mirror, cos, down), -1).view(-1, 2, 3)
+        if self.crop:
+            matrices = self.rectangle(x, generator) @ square(matrices)
         grid = F.affine_grid(matrices, list(x.shape), align_corners=False)
         if self.elastic:
             pushes = torch.randn(len(x), 2, 5, 5, generator=generator) * 2 * self.elastic
@@ -99,6 +106,21 @@ class Augment:
             grid = grid + smooth.movedim(1, -1)
         return grid
 
+    def rectangle(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return matrices (B, 2, 3) that put the whole picture in place of a part of it, of sides 3:4 to 4:3."""
+        area = 1 - self.crop * torch.rand(len(x), generator=generator)
+        ratio = self.draw(math.log(4 / 3), x, generator).exp()
+        width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+        across = self.draw(1.0, x, generator) * (1 - width)
+        down = self.draw(1.0, x, generator) * (1 - height)
+        zero = torch.zeros_like(width)
+        return torch.stack((width, zero, across, zero, height, down), -1).view(-1, 2, 3)
+
     def draw(self, bound: float, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return one number per picture (B,), uniform between -bound and bound."""
         return (torch.rand(len(x), generator=generator) * 2 - 1) * bound
+
+
+def square(matrices: Tensor) -> Tensor:
+    """Append the row (0, 0, 1) to affine matrices (B, 2, 3), so that they can be multiplied: (B, 3, 3)."""
+    return torch.cat((matrices, matrices.new_tensor([0.0, 0.0, 1.0]).expand(len(matrices), 1, 3)), dim=1)

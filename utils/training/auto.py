@@ -7,6 +7,7 @@ kinds and sizes; `python -m utils.maintenance.study` measures it on others.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -19,6 +20,8 @@ from utils.data.text import Corpus
 from utils.training.presets import DIGITS, LARGER, MUON, PHOTOGRAPHS, SMALLER, VIT
 
 GENTLE = Augment(shift=0.1, scale=0.15, flip=True, colour=0.2)
+STRONG = replace(PHOTOGRAPHS, crop=0.6, mix=0.5)
+FEW = 2000  # colour pictures: fewer are learned by heart, however small the model
 CHECKS = 10  # validations in a run
 SMALL = 40  # pixels: pictures of at most this size are small
 STEPS = 2400  # a CPU of two cores takes about four minutes for them
@@ -127,13 +130,15 @@ def for_pictures(images: ImageSet) -> dict:
     """The preset for ViT on pictures, in the size that `side_for` has chosen."""
     pictures, labels = images.train
     channels, side = pictures.shape[1:3]
-    grey, small = channels == 1, side <= SMALL
-    config, patch_size, augment = VIT | {"dropout": 0.1 if len(labels) < 2000 else 0.0}, 8, PHOTOGRAPHS
-    if grey:
-        augment = DIGITS
+    grey, small, few = channels == 1, side <= SMALL, len(labels) < FEW
+    config, patch_size, augment = VIT | {"dropout": 0.1 if few else 0.0}, 8, PHOTOGRAPHS
     if small:
         patch_size = side // 4 if grey else 4
-    if small and not grey:  # larger initial weights and gentle changes: ViT finds its way off guessing sooner
+    if grey:
+        augment = DIGITS
+    elif few:
+        augment = STRONG
+    elif small:  # larger initial weights and gentle changes: ViT finds its way off guessing sooner
         config, augment = config | {"init_std": 0.05}, GENTLE
     epochs = max(10, min(200, 200_000 // len(labels)))
     return {
@@ -147,13 +152,16 @@ def for_pictures(images: ImageSet) -> dict:
 
 
 def side_for(folder: Path) -> int:
-    """The size, in pixels, in which the pictures of a folder are read: their own if it is small, else 64."""
+    """The size, in pixels, in which pictures are read: their own if it is small, else 32 if they are few, else 64."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     sides = []
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)[:200]:
+    for path in paths[:200]:
         try:
             with Image.open(path) as picture:
                 sides.append(min(picture.size))
         except (UnidentifiedImageError, OSError):
             continue  # read_folder names it
     typical = sorted(sides)[len(sides) // 2] if sides else 64
-    return max(8, 4 * round(typical / 4)) if typical <= SMALL else 64
+    if typical <= SMALL:
+        return max(8, 4 * round(typical / 4))
+    return 32 if len(paths) < FEW else 64

@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--eval-iters", type=int, default=10, metavar="N", help="s17: batches behind each *_iter_loss")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the weights, the batches and dropout")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last.ckpt")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the run is kept (default: runs/MODEL)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the run is kept (default: runs/MODEL-DATA)")
     for name in ("accelerator", "devices", "num-nodes", "strategy", "precision"):
         parser.add_argument(f"--{name}", help="passed to Lightning's Trainer")
     return parser
@@ -97,7 +97,7 @@ def command(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> dict:
     """Train, test and report; returns the summary."""
     check(options)
-    out = options.out or Path("runs", options.model)
+    out = options.out or usual_out(options)
     started = not options.resume or (out / "checkpoints" / "last.ckpt").is_file()
     require(started, "resume", True, f"used on a run that has begun; there is no checkpoints/last.ckpt in {out}")
 
@@ -152,8 +152,21 @@ def run(options: argparse.Namespace) -> dict:
     summary = close_run(module, data, out, settings(options), seconds)
     if summary:
         print(table([summary]))
+        if len(summary["starts"]) > 1:
+            runs = ("{run} (from {start}) {value:.3f}".format(**start) for start in summary["starts"])
+            print(f"Runs on these data, the best first: {', '.join(runs)}")
         print("\n".join(summary["ending"]))
     return summary
+
+
+def usual_out(options: argparse.Namespace) -> Path:
+    """The folder of a run where none is given: runs/gpt, and with --data and --pretrained runs/gpt-notes-from-gpt2."""
+    name = options.model
+    if options.data:
+        name += "-" + Path(options.data).stem
+    if options.pretrained:
+        name += "-from-" + Path(options.pretrained).name
+    return Path("runs", re.sub(r"[^\w.-]+", "_", name))
 
 
 def hint_at_earlier_run(model: str, out: Path) -> None:

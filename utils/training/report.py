@@ -61,6 +61,7 @@ def close_run(
         "device": device_name(),
         "versions": versions("torch", "lightning", "torchmetrics", "tokenizers", "numpy"),
     }
+    summary["starts"] = starts(summary, out)
     lines = summary.pop("loss_lines")
     title = f"{summary['model']} on {summary['data']['name']}"
     validation = "validation part (trained on: refit)" if "refit" in title else "validation (full pass)"
@@ -72,6 +73,41 @@ def close_run(
         summary["ending"].append(f"The tokenizer and the baselines know {megabytes:.1f} MB of the training part.")
     write_text(out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return summary
+
+
+def starts(summary: dict, out: Path) -> list[dict]:
+    """This run beside the finished runs in the folders next to it that are of the same model on the same data.
+
+    Each entry says where the run started, from nothing or from which weights, and what it reached; the best first.
+    """
+    found = [(out, summary)]
+    for path in sorted(out.resolve().parent.glob("*/summary.json")):
+        if path.parent != out.resolve():
+            found.append((path.parent, json.loads(path.read_text(encoding="utf-8"))))
+    same = [(folder, other) for folder, other in found if is_comparable(other, summary)]
+    same.sort(key=lambda pair: pair[1]["figure"]["value"], reverse=summary["figure"]["better"] == "higher")
+    return [
+        {
+            "run": folder.name,
+            "start": other["settings"].get("pretrained", "nothing"),
+            "value": other["figure"]["value"],
+            "seconds": other["seconds"],
+        }
+        for folder, other in same
+    ]
+
+
+def is_comparable(one: dict, other: dict) -> bool:
+    """Whether two summaries are of the same model and figure, on data of the same name with equally large parts."""
+    if "settings" not in one or one["model"] != other["model"]:
+        return False
+
+    def sizes(summary: dict) -> list[dict]:
+        parts = (summary["data"][part] for part in ("train", "validation", "test"))
+        return [{unit: n for unit, n in part.items() if unit != "tokens"} for part in parts]
+
+    same = one["figure"]["name"] == other["figure"]["name"] and one["data"]["name"] == other["data"]["name"]
+    return same and sizes(one) == sizes(other)
 
 
 def ending(series: dict[str, tuple[list[float], list[float]]], summary: dict, guessing: float) -> list[str]:
