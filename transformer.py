@@ -726,7 +726,7 @@ def sampling_probabilities(
 
     # At least float32: in 16 bits many tokens would get exactly the same probability.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logits = logits / temperature
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # <= 0, so none becomes inf
     if top_k is not None and top_k < vocab_size:
         smallest = logits.topk(top_k).values[:, -1:]  # (B, 1): the smallest logit that remains
         logits = logits.masked_fill(logits < smallest, -math.inf)
@@ -767,7 +767,8 @@ class Recipe:
         known = self.optimizer in ("adamw", "muon")
         require(known, "optimizer", self.optimizer, "adamw or muon")
         for name in ("lr", "muon_lr", "weight_decay", "warmup", "final_lr"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+            value = getattr(self, name)
+            require(0 <= value < math.inf, name, value, "at least 0, and finite")
 
 
 # BERT, GPT and ViT below save their Config and Recipe in checkpoints. A checkpoint is a pickle

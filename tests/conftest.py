@@ -13,6 +13,7 @@ import tiny
 import torch
 from torch import nn
 
+from runs import run
 from transformer import Config, DecoderTransformer, EncoderTransformer
 from utils.files import ROOT
 
@@ -67,6 +68,29 @@ def tiny_presets():
         patch.setattr(command, "PRESETS", tiny.presets())
         patch.setattr(command, "FOR_DATA", "small")
         yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    text = folder / "words.txt"
+    text.write_text(tiny.text(), encoding="utf-8")
+    return {"gpt": text, "bert": text, "vit": tiny.pictures(folder / "pictures")}
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """whole(model, preset): the folder of a run without a break, made once."""
+    made = {}
+
+    def make(model: str, preset: str = "small") -> Path:
+        if (model, preset) not in made:
+            out = tmp_path_factory.mktemp("whole") / model
+            assert run(model, data[model], out, preset) == 0
+            made[model, preset] = out
+        return made[model, preset]
+
+    return make
 
 
 def environment() -> dict[str, str]:

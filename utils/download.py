@@ -34,6 +34,7 @@ class Remote:
 
     url: str
     hash: str | None
+    most: int = 2**28  # bytes that are downloaded: a server may send without end
 
 
 def cache_dir() -> Path:
@@ -123,7 +124,7 @@ def _download_once(remote: Remote, path: Path) -> None:
             with suppress(FileNotFoundError):  # there is none, or another process resumes from it already
                 os.rename(beginning, part)
         try:
-            _transfer(remote.url, part, f"Downloading to {_shown(path)}")
+            _transfer(remote, part, f"Downloading to {_shown(path)}")
         except BaseException:  # includes KeyboardInterrupt
             if resumable and part.exists():
                 os.replace(part, beginning)
@@ -132,13 +133,13 @@ def _download_once(remote: Remote, path: Path) -> None:
             raise DownloadError(fault)
 
 
-def _transfer(url: str, part: Path, title: str) -> None:
-    """Write the content of url to the file part. If part exists already, request only the rest and append it."""
+def _transfer(remote: Remote, part: Path, title: str) -> None:
+    """Write what remote names to the file part. If part exists already, request only the rest and append it."""
     start = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"}  # uncompressed, so that the server counts the same bytes as we do
     if start:
         headers["Range"] = f"bytes={start}-"
-    with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, TIMEOUT)) as response:
+    with requests.get(remote.url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, TIMEOUT)) as response:
         if response.status_code == 416:  # the server has no such rest, so the next try has to start from nothing
             part.unlink()
         response.raise_for_status()
@@ -150,6 +151,9 @@ def _transfer(url: str, part: Path, title: str) -> None:
         with bar, open(part, "ab" if start else "wb") as file:
             for chunk in response.iter_content(1 << 16):
                 file.write(chunk)
+                if file.tell() > remote.most:
+                    file.truncate(0)  # nothing to go on from
+                    raise DownloadError(f"the server sends more than {remote.most / 2**20:.0f} MiB")
                 bar.update(len(chunk))
 
 
@@ -172,11 +176,12 @@ def _reason(error: BaseException, handled: BaseException | None) -> str:
     return " ".join((getattr(error, "strerror", None) or str(error)).split()).rstrip(".")
 
 
-def unpack(archive: Path, folder: Path) -> Path:
+def unpack(archive: Path, folder: Path, most: int = 2**30) -> Path:
     """Unzip archive into folder, and return folder. If folder exists, it is complete and returned at once.
 
     The files are unpacked beside folder and renamed at the end, so a failure leaves nothing behind.
-    Raises ValueError if a member would leave the folder or is a symbolic link, or if the archive is damaged.
+    most: bytes that the files may hold together. Raises ValueError if they hold more, if a member would leave the
+    folder or is a symbolic link, or if the archive is damaged.
     """
     if folder.is_dir():
         return folder
@@ -187,12 +192,17 @@ def unpack(archive: Path, folder: Path) -> Path:
                 inside = PureWindowsPath(member.filename)  # understands both slashes, and drive letters
                 if inside.anchor or ".." in inside.parts or stat.S_ISLNK(member.external_attr >> 16):
                     raise ValueError(f"member {member.filename!r} would lead out of the folder")
+            size = sum(member.file_size for member in opened.infolist())
+            if size > most:
+                raise ValueError(f"its files hold {size / 2**20:.0f} MiB, more than {most / 2**20:.0f}")
             opened.extractall(Path(part, folder.name))
             os.rename(Path(part, folder.name), folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
         if folder.is_dir():  # another process was faster
             return folder
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL comes from a damaged offset
+        # EINVAL comes from a damaged offset, the others from a file and a folder of the same name.
+        damaged = (errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+        if isinstance(error, OSError) and error.errno not in damaged:
             raise
         what = str(error) or "it ends too soon"
         raise ValueError(f"{archive} cannot be unpacked ({what}). Delete it and try again") from None

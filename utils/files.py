@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
+DRAFT = ".part"
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to. It takes the place of `path` once all is written; on an error it goes."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # unique: another process may write it, too
+    """A path beside `path` to write to. It takes the place of `path` once all is on the disk; on an error it goes.
+
+    A process that is killed leaves its draft behind; `remove_drafts` removes it.
+    """
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}{DRAFT}")  # unique: another process may write it, too
     try:
         yield draft
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())  # else a power cut could leave the new name with half of the contents
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def shown(path: str | Path) -> str:
+    """A path or a name as text that can be printed and written: bytes that are no UTF-8 become U+FFFD."""
+    return os.fsencode(path).decode("utf-8", errors="replace")
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder that no process writes to now."""
+    for draft in folder.glob(f".*{DRAFT}"):
+        draft.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -273,7 +274,14 @@ def scaled(images: Tensor) -> Tensor:
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure as a PNG file, whole or not at all."""
     with whole(Path(path)) as draft:
-        figure.savefig(draft, format="png")
+        plain(figure).savefig(draft, format="png")
+
+
+def plain(figure: Figure) -> Figure:
+    """The figure, in which no text is a formula: a file may be called a$_$b."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    return figure
 
 
 def picture(figure: Figure):
@@ -281,5 +289,5 @@ def picture(figure: Figure):
     from IPython.display import Image
 
     content = io.BytesIO()
-    figure.savefig(content, format="png")
+    plain(figure).savefig(content, format="png")
     return Image(content.getvalue(), width=int(figure.get_figwidth() * 100))

@@ -266,6 +266,14 @@ def test_failure(server, cache, monkeypatch, kind, hash, what):
     assert files(cache) == ([".left-data.bin"] if hash and kind in ("truncated", "stalls") else [])
 
 
+@pytest.mark.parametrize("hash", [SHA256, None])
+def test_a_server_that_sends_too_much(server, cache, hash):
+    with pytest.raises(DownloadError, match="sends more than 0 MiB"):
+        fetch(Remote(f"{server.url}/good", hash, most=100_000), "data.bin")
+    assert all(path.stat().st_size == 0 for path in cache.rglob("*") if path.is_file())
+    assert fetch(Remote(f"{server.url}/good", hash), "data.bin").read_bytes() == GOOD
+
+
 def test_no_connection(monkeypatch, cache):
     def no_answer(*args, **options):
         raise download.requests.ConnectTimeout("HTTPConnectionPool(host='10.0.0.1'): Max retries exceeded")
@@ -438,6 +446,23 @@ def test_zip_slip(tmp_path, member):
     with pytest.raises(ValueError) as caught:
         unpack(archive, tmp_path / "set")
     assert "evil" in message(caught) and str(archive) in message(caught)
+    assert files(tmp_path) == ["a.zip"]
+
+
+def test_a_zip_of_too_much(tmp_path):
+    archive = zipped(tmp_path / "a.zip", "test/b.txt")
+    with pytest.raises(ValueError, match="its files hold 0 MiB, more than 0"):
+        unpack(archive, tmp_path / "set", most=1500)
+    assert files(tmp_path) == ["a.zip"]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("member", ["train", "train/a.txt/b.txt"])
+def test_a_file_and_a_folder_of_one_name(tmp_path, member):
+    archive = zipped(tmp_path / "a.zip", member)
+    with pytest.raises(ValueError) as caught:
+        unpack(archive, tmp_path / "set")
+    assert str(archive) in message(caught) and "Delete it and try again" in message(caught)
     assert files(tmp_path) == ["a.zip"]
 
 

@@ -1,6 +1,9 @@
 """Image sets, picture files, random changes to pictures, and ImageData."""
 
 import gzip
+import json
+import os
+import shutil
 import zipfile
 
 import numpy as np
@@ -48,9 +51,68 @@ def test_train_and_test_folders_keep_their_pictures(tmp_path):
     found = load_images(tmp_path, 8)
     assert [len(part[1]) for part in (found.train, found.validation, found.test)] == [54, 6, 15]
     assert found.train[0].shape[1] == found.test[0].shape[1] == 3  # grey is widened where the other part has colour
-    (tmp_path / "test" / "other").mkdir()
+    shutil.copytree(tmp_path / "test" / "dark", tmp_path / "test" / "other")
     with pytest.raises(ValueError, match="other"):
         load_images(tmp_path, 8)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_validation_folder_is_used(tmp_path, name):
+    for part, n in {"train": 20, name: 3, "test": 5}.items():
+        tiny.pictures(tmp_path / part, n=n)
+    found = load_images(tmp_path, 8)
+    assert [len(part[1]) for part in (found.train, found.validation, found.test)] == [60, 9, 15]
+    shutil.rmtree(tmp_path / "test")  # then a fifth of the training part is the test
+    found = load_images(tmp_path, 8)
+    assert [len(part[1]) for part in (found.train, found.validation, found.test)] == [48, 9, 12]
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    tiny.pictures(tmp_path)
+    (tmp_path / "dark").rename(tmp_path / "train")
+    assert load_images(tmp_path, 8).classes == ["grey", "light", "train"]
+
+
+def test_what_is_no_class_is_named_and_passed_over(tmp_path, capsys):
+    tiny.pictures(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("notes")
+    (tmp_path / "dark" / "b.heic").write_bytes(b"of a telephone")
+    (tmp_path / "dark" / "deeper").mkdir()
+    os.mkfifo(tmp_path / "light" / "pipe.png")  # to open it would wait for ever
+    for hidden in ("__MACOSX", ".cache"):
+        shutil.copytree(tmp_path / "dark", tmp_path / hidden)
+    (tmp_path / "dark" / "._0.png").write_bytes(b"what macOS leaves behind")
+    found = load_images(tmp_path, 8)
+    assert found.classes == ["dark", "grey", "light"] and sum(len(part[1]) for part in (found.train, found.validation, found.test)) == 48
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "passed over" in line and line.endswith("dark/b.heic, dark/deeper, empty and 2 more")
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".bmp", ".gif", ".JPG"])
+def test_formats(tmp_path, suffix):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            Image.new("RGB", (9, 6), (100, 50, 200)).save(tmp_path / name / f"{i}{suffix}")
+    pictures = load_images(tmp_path, 4).train[0].float()
+    assert (pictures.mean((0, 2, 3)) - torch.tensor([100, 50, 200])).abs().max() < 6
+
+
+def test_postscript_is_never_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("Ghostscript was called"))
+    (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
+    with pytest.raises(ValueError, match="readable picture"):
+        read_picture(tmp_path / "x.png", 8)
+
+
+def test_names_that_are_no_text_are_read(tmp_path):
+    """Linux allows any bytes in a name."""
+    tiny.pictures(tmp_path)
+    os.rename(tmp_path / "dark", os.fsencode(tmp_path) + b"/d\xe4rk")
+    found = load_images(tmp_path, 8)
+    assert found.classes == ["d\ufffdrk", "grey", "light"] and json.dumps(found.describe(), ensure_ascii=False).encode()
 
 
 def test_mnist_5k():
@@ -203,7 +265,7 @@ def test_what_is_transparent_is_white(tmp_path, mode):
 
 def test_what_is_no_picture_is_refused(tmp_path, monkeypatch):
     (tmp_path / "x.png").write_text("words")
-    with pytest.raises(ValueError, match=r"^must be a readable picture \(PNG, JPEG or another format that Pillow knows\)$"):
+    with pytest.raises(ValueError, match=r"^must be a readable picture \(JPEG, PNG, WEBP, BMP, GIF\)$"):
         read_picture(tmp_path / "x.png", 8)
     Image.new("L", (8, 8)).save(tmp_path / "y.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # it refuses twice as many: a bomb that unpacks to gigabytes
@@ -267,12 +329,24 @@ def test_crop_shows_a_part_as_the_whole():
     assert (width / height).max() < 1.4 and (changed.amin((1, 2, 3)) < 0.05).any()
 
 
-def test_mix_lets_another_picture_shine_through():
-    one_hot = torch.eye(8).view(8, 8, 1, 1).expand(-1, -1, 4, 4)  # picture i is 1 in channel i
-    changed = Augment(mix=0.5)(one_hot, seeded()).mean((2, 3))
-    own = changed.diagonal()
-    torch.testing.assert_close(changed.sum(1), torch.ones(8))
-    assert (own >= 0.5 - 1e-5).all() and own.min() < 0.8
+def test_mix_lets_another_picture_shine_through_and_takes_its_class_by_that_share():
+    n = 4000
+    one_hot = (torch.arange(n) % 8)[:, None] == torch.arange(8)  # picture i is 1 in the channel of its class
+    pictures, labels = one_hot.float()[..., None, None].expand(-1, -1, 2, 2), torch.arange(n) % 8
+    changed, classes = Augment(mix=0.5).mixed(pictures, labels, seeded())
+    shares = changed[..., 0, 0]
+    own = shares[torch.arange(n), labels]
+    torch.testing.assert_close(shares.sum(1), torch.ones(n))
+    assert (own >= 0.5 - 1e-5).all() and own.min() < 0.6
+    taken = classes != labels
+    assert shares[torch.arange(n), classes].gt(0).all()  # the class of one of the two
+    assert taken.float().mean().item() == pytest.approx(1 - own.mean().item(), abs=0.02)
+
+
+def test_mixed_classes_reach_the_batches(tmp_path):
+    found = load_images(tiny.pictures(tmp_path, n=40, mode="RGB"), 8)
+    plain, mixed = (next(iter(ImageData(found, 32, augment).train_dataloader())) for augment in (None, Augment(mix=1.0)))
+    assert not torch.equal(plain[0], mixed[0]) and not torch.equal(plain[1], mixed[1])
 
 
 # ------------------------------------------------------------------------------------------------ data module

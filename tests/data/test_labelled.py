@@ -49,6 +49,14 @@ def test_parts_of_a_table(tmp_path):
     assert table.classes == ["bad", "good"] and table.train[1][:2] == [1, 0]
 
 
+def test_labels_are_stripped_and_long_texts_are_read(tmp_path):
+    rows = [(text, label + " " * (i % 3)) for i, (text, label) in enumerate(labelled_texts())]
+    rows.append(("word " * 40_000, "good"))
+    table = load_table(write_table(tmp_path / "a.csv", rows))
+    assert table.classes == ["bad", "good"]
+    assert max(len(text) for text in table.train[0] + table.validation[0] + table.test[0]) == 200_000
+
+
 def test_batches_of_a_table(tmp_path):
     """Each text once an epoch with its class, padded to the longest of its batch; the mask is False at the padding."""
     data = TableData(load_table(write_table(tmp_path / "a.csv", labelled_texts())), context=8, batch_size=16, vocab_size=200)

@@ -32,6 +32,7 @@ def files(tmp_path_factory):
     (folder / "empty.txt").write_text("")
     (folder / "blank.txt").write_text(" \n\n ")
     (folder / "short.txt").write_text("only a few words here\n")
+    (folder / "twice.csv").write_text("text,text,label\na,b,c\n", encoding="utf-8")
     (folder / "nul.bin").write_bytes(b"text\0text" * 1000)
     (folder / "latin.txt").write_bytes("na\xefve caf\xe9 ".encode("latin-1") * 1000)
     tiny.pictures(folder / "pictures")
@@ -132,7 +133,7 @@ COMMANDS = {  # {} is the folder of files
     "not UTF-8": Row("bert --data {}/latin.txt", "data", "latin.txt", "UTF-8"),
     "one class": Row("vit --data {}/one", "data", "one", "at least 2"),
     "no class": Row("vit --data {}/none", "data", "none", "at least 2"),
-    "classes without pictures": Row("vit --data {}/hollow", "data", "hollow", "found none"),
+    "classes without pictures": Row("vit --data {}/hollow", "data", "hollow", "found []"),
     "not a picture": Row("vit --data {}/broken", "data", "3.png", "readable picture"),
     "picture cut off": Row("vit --data {}/cut", "data", "2.png", "readable picture"),
     "epochs": Row("gpt --max-epochs -1", "max_epochs", "-1", "at least 1"),
@@ -155,17 +156,28 @@ COMMANDS = {  # {} is the folder of files
     "strategy": Row("gpt --strategy hope", "strategy", "hope", ""),
     "parts of matrices for Muon": Row("gpt --preset muon --strategy fsdp", "strategy", "'fsdp'", "used with AdamW"),
     "precision": Row("gpt --precision 7", "precision", "7", "32"),
+    "half a device": Row("gpt --devices 2.5", "devices", "2.5", "devices that there are"),
+    "a list of devices": Row("gpt --accelerator cpu --devices [0]", "devices", "[0]", "devices that there are"),
+    "all but one device": Row("gpt --accelerator cpu --devices -1", "devices", "-1", "devices that there are"),
+    "spawned processes": Row("gpt --devices 2 --strategy ddp_spawn", "strategy", "'ddp_spawn'", "as ddp"),
+    "huge pictures": Row("vit --image-size 100000", "image_size", "100000", "at most 4096"),
+    "infinite lr": Row("gpt --lr inf", "lr", "inf", "finite"),
+    "lr that is no number": Row("gpt --lr nan", "lr", "nan", "finite"),
+    "infinite lr of Muon": Row("gpt --set muon_lr=1e999", "muon_lr", "inf", "finite"),
+    "columns of one name": Row("bert --data {}/twice.csv", "data", "twice.csv", "twice there: ['text']"),
+    "out in the pictures": Row("vit --data {0}/pictures --out {0}/pictures", "out", "pictures", "outside of the folder"),
     "out below a file": Row("gpt --out {}/good.txt/run", "out", "good.txt/run", "folder that can be written"),
     "out is a file": Row("gpt --out {}/good.txt", "out", "good.txt", "folder that can be written"),
 }
 
 
 def contents(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")} if folder.is_dir() else set()
+    found = folder.rglob("*") if folder.is_dir() else ()
+    return {str(path.relative_to(folder)) for path in found if path.name != ".lock"}
 
 
 def words_of(row: Row, files: Path, out: Path) -> list[str]:
-    argv = [word.format(files) for word in row.call.split()]
+    argv = [word.format(files) if "{" in word else word for word in row.call.split()]
     if "--data" not in argv:
         argv += ["--data", str(files / GOOD[argv[0]])]
     return argv if "--out" in argv else [*argv, "--out", str(out)]
@@ -186,6 +198,37 @@ def test_bad_argument_of_the_command_line(files, tmp_path, capsys, row):
     assert contents(files) == before
 
 
+@pytest.mark.parametrize("option", ["--data", "--out", "--pretrained"])
+def test_an_empty_option(tmp_path, monkeypatch, capsys, option):
+    monkeypatch.chdir(tmp_path)
+    assert command.command(["gpt", option, ""]) == 2
+    assert f"{option[2:]}=\"''\": must be left out, or not empty" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tilde_is_the_home_folder(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    shutil.copytree(files / "pictures", tmp_path / "home" / "pictures")
+    monkeypatch.chdir(tmp_path)
+    assert command.command(["vit", "--data", "~/pictures", "--max-steps", "2", "--out", "~/out"]) == 0
+    assert (tmp_path / "home" / "out" / "summary.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_slurm_that_is_half_set(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_JOB_NAME", "job")
+    assert command.command(["gpt", "--data", str(files / "good.txt"), "--max-steps", "2", "--out", str(tmp_path / "out")]) in (0, 2)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_bug_of_ours_shows_its_traceback_and_asks_for_a_report(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "build", lambda *_: {}["missing"])
+    with pytest.raises(KeyError):
+        command.command(["gpt", "--data", str(files / "good.txt"), "--out", str(tmp_path / "out")])
+    assert "Please report it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["missing file", "accelerator", "resume"])
 def test_bad_argument_in_a_real_process(files, tmp_path, name):
     done = program("transformer.py", *words_of(COMMANDS[name], files, tmp_path / "out"))
@@ -201,22 +244,23 @@ def test_resume_with_another_model(files, tmp_path, capsys, model):
     assert command.command(["bert", "--data", text, "--max-steps", "2", "--out", str(tmp_path)]) == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     capsys.readouterr()
-    preset = {"gpt": "small", "bert": "wide"}[model]
+    preset, name = {"gpt": ("small", "model: gpt"), "bert": ("wide", "preset: wide")}[model]
     assert command.command([model, "--preset", preset, "--resume", "--data", text, "--out", str(tmp_path)]) == 2
-    assert_one_line(Row(None, "resume", "True", "another model"), capsys.readouterr().err)
+    assert_one_line(Row(None, "resume", "True", f"{name} (before: "), capsys.readouterr().err)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_resume_from_a_damaged_checkpoint(files, tmp_path, capsys):
+def test_resume_where_no_checkpoint_is_whole(files, tmp_path, capsys):
     arguments = ["bert", "--data", str(files / "good.txt"), "--max-steps", "2", "--out", str(tmp_path)]
     assert command.command(arguments) == 0
-    last = tmp_path / "checkpoints" / "last.ckpt"
+    last, best = (tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
     for damaged in (last.read_bytes()[:-100], b"", b"no checkpoint at all"):
         last.write_bytes(damaged)
+        best.write_bytes(damaged)
         capsys.readouterr()
         assert command.command([*arguments, "--resume"]) == 2
         assert_one_line(Row(None, "resume", "True", "damaged"), capsys.readouterr().err)
-        assert last.read_bytes() == damaged
+        assert last.read_bytes() == best.read_bytes() == damaged
 
 
 def test_an_earlier_run_is_kept(files, tmp_path, capsys):
@@ -224,7 +268,7 @@ def test_an_earlier_run_is_kept(files, tmp_path, capsys):
     found = []
     for seed in range(3):
         assert command.command([*arguments, "--seed", str(seed)]) == 0
-        found.append({str(p.relative_to(tmp_path)): p.read_bytes() for p in tmp_path.rglob("*.*") if "earlier" not in str(p.relative_to(tmp_path))})
+        found.append({str(p.relative_to(tmp_path)): p.read_bytes() for p in tmp_path.rglob("*.*") if p.name != ".lock" and "earlier" not in str(p.relative_to(tmp_path))})
         for n in range(seed):
             there = tmp_path / f"earlier-{n + 1}"
             assert {str(p.relative_to(there)): p.read_bytes() for p in there.rglob("*.*")} == found[n]

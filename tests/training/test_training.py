@@ -1,14 +1,9 @@
 """Whole runs of tiny models: what they leave behind, that they go on where they stopped, and on two processes."""
 
-import csv
 import json
 import re
 import runpy
-import signal
-import subprocess
 import sys
-import time
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,12 +11,13 @@ import lightning as L
 import pytest
 import tiny
 import torch
-from conftest import environment, program
+from conftest import program
 from lightning.pytorch.callbacks import timer
 from lightning.pytorch.utilities.model_summary import get_human_readable_count
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
+from runs import data_module, rows, run, same, saved
 from transformer import BERT, GPT, Config, Recipe, ViT, train, train_gpt
 from utils import plots
 from utils.data import baselines
@@ -37,60 +33,13 @@ CLASSES = {"gpt": GPT, "bert": BERT, "vit": ViT}
 pytestmark = pytest.mark.usefixtures("tiny_presets")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    text = folder / "words.txt"
-    text.write_text(tiny.text(), encoding="utf-8")
-    return {"gpt": text, "bert": text, "vit": tiny.pictures(folder / "pictures")}
-
-
-@pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    """whole(model, preset): the folder of a run without a break, made once."""
-    made = {}
-
-    def make(model: str, preset: str = "small") -> Path:
-        if (model, preset) not in made:
-            out = tmp_path_factory.mktemp("whole") / model
-            assert run(model, data[model], out, preset) == 0
-            made[model, preset] = out
-        return made[model, preset]
-
-    return make
-
-
-def run(model: str, data: Path, out: Path, preset: str = "small", *more: str) -> int:
-    return command.command([model, "--data", str(data), "--out", str(out), "--preset", preset, *more])
-
-
-def saved(out: Path, name: str = "last") -> dict:
-    return torch.load(out / "checkpoints" / f"{name}.ckpt", weights_only=True)
-
-
-def same(a, b) -> bool:
-    """Equal to the last bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def rows(out: Path) -> list[dict[str, str]]:
-    with open(out / "metrics.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 # ------------------------------------------------------------------------------------------------ what stays
 @pytest.mark.parametrize("model, extra", [("gpt", "samples.txt"), ("bert", "predictions.txt"), ("vit", "attention.png")])
 def test_out_holds_what_is_promised_and_nothing_else(whole, model, extra):
     out = whole(model)
     promised = {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv", "loss.png", "summary.json", extra}
     tokenizer = set() if model == "vit" else {"tokenizer.json"}
-    assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == promised | tokenizer
+    assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == promised | tokenizer | {".lock"}
     for name in {"loss.png", extra} - {"samples.txt", "predictions.txt"}:
         assert (out / name).read_bytes().startswith(b"\x89PNG")
 
@@ -113,15 +62,6 @@ def test_summary(whole, model):
 
 def load(model: str, out: Path) -> L.LightningModule:
     return CLASSES[model].load_from_checkpoint(out / "checkpoints" / "best.ckpt", weights_only=True).eval()
-
-
-def options(model: str, data: Path, preset: str = "small") -> tuple[Namespace, dict]:
-    return command.parser().parse_args([model, "--data", str(data)]), command.PRESETS[model][preset]
-
-
-def data_module(model: str, data: Path) -> L.LightningDataModule:
-    given, preset = options(model, data)
-    return command.data_module(given, command.load_source(given, preset), preset)
 
 
 @pytest.mark.parametrize("model", CLASSES)
@@ -246,103 +186,6 @@ def test_train_gpt_gives_back_the_module_and_its_trainer(data, tmp_path):
     module = train_gpt(words, config, Recipe(), out=tmp_path, max_steps=3, enable_progress_bar=False)
     assert isinstance(module, GPT) and module.trainer.global_step == 3
     assert same(dict(module.state_dict()), dict(saved(tmp_path)["state_dict"]))
-
-
-# ------------------------------------------------------------------------------------------------ stop and go on
-class Break(L.Callback):
-    """Ctrl-C, or a crash, during a step; steps count from 1."""
-
-    def __init__(self, step: int, crash: bool = False) -> None:
-        self.step, self.crash = step, crash
-
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.global_step == self.step - 1:
-            if self.crash:
-                raise RuntimeError("crash")
-            signal.raise_signal(signal.SIGINT)
-
-
-def interrupted(monkeypatch, error, callback: Break, *arguments) -> None:
-    """A run that `callback` breaks off."""
-    usual = command.watchers
-    with monkeypatch.context() as patch, pytest.raises(error):
-        patch.setattr(command, "watchers", lambda *given: [*usual(*given), callback])
-        run(*arguments)
-
-
-def assert_same_run(out: Path, whole: Path) -> None:
-    for name in ("last", "best"):
-        mine, other = saved(out, name), saved(whole, name)
-        for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
-            assert same(mine[part], other[part]), f"{name}.ckpt: {part}"
-
-    def history(folder: Path) -> list[dict[str, str]]:
-        # The means over an epoch's training steps see the steps since the start of the process only.
-        kept = [{name: cell for name, cell in row.items() if not re.fullmatch("train_.*_epoch", name)} for row in rows(folder)]
-        # Rows of one validation batch count these batches, from the start of the process; they carry no epoch.
-        return [row for row in kept if row["epoch"] and any(row[name] for name in row.keys() - {"epoch", "step"})]
-
-    assert history(out) == history(whole)
-    epochs = [(row["epoch"], row["step"]) for row in rows(out) if row["train_loss_epoch"]]
-    assert epochs == [(row["epoch"], row["step"]) for row in rows(whole) if row["train_loss_epoch"]]
-
-
-@pytest.mark.parametrize("when", ["in an epoch", "before a validation", "at the end of an epoch"])
-@pytest.mark.parametrize("preset", ["small", "muon", "epochs"])
-@pytest.mark.parametrize("model", CLASSES)
-def test_resumed_is_uninterrupted_to_the_bit(whole, data, tmp_path, monkeypatch, model, preset, when):
-    epoch = len(data_module(model, data[model]).train_dataloader())
-    step = {"in an epoch": 2, "before a validation": 5, "at the end of an epoch": epoch}[when]
-    assert 2 < epoch < 12
-    interrupted(monkeypatch, SystemExit, Break(step), model, data[model], tmp_path, preset)
-    assert saved(tmp_path)["global_step"] == step
-    assert not (tmp_path / "summary.json").exists()
-    assert run(model, data[model], tmp_path, preset, "--resume") == 0
-    assert_same_run(tmp_path, whole(model, preset))
-
-
-@pytest.mark.parametrize("preset, step", [("small", 8), ("epochs", 10)])
-def test_resumed_after_a_crash(whole, data, tmp_path, monkeypatch, preset, step):
-    interrupted(monkeypatch, RuntimeError, Break(step, crash=True), "gpt", data["gpt"], tmp_path, preset)
-    assert 0 < saved(tmp_path)["global_step"] < step - 1  # what the last validation saved
-    assert run("gpt", data["gpt"], tmp_path, preset, "--resume") == 0
-    assert_same_run(tmp_path, whole("gpt", preset))
-
-
-@pytest.mark.parametrize("preset, more", [("small", ()), ("epochs", ()), ("small", ("--max-epochs", "2"))])
-def test_resuming_a_finished_run_trains_no_further(data, tmp_path, preset, more):
-    assert run("gpt", data["gpt"], tmp_path, preset, *more) == 0
-    before, history = saved(tmp_path), [row for row in rows(tmp_path) if row["val_loss_epoch"]]
-    assert run("gpt", data["gpt"], tmp_path, preset, *more, "--resume") == 0
-    assert same(saved(tmp_path)["state_dict"], before["state_dict"])
-    assert [row for row in rows(tmp_path) if row["val_loss_epoch"]] == history
-
-
-def test_the_end_is_validated_and_saved_wherever_it_falls(whole):
-    assert saved(whole("gpt"))["global_step"] == 12  # validations come every 5 steps
-    assert [row["step"] for row in rows(whole("gpt")) if row["val_loss_epoch"]] == ["4", "9", "11"]
-
-
-def test_ctrl_c_in_a_real_process(tmp_path, monkeypatch):
-    (tmp_path / "words.txt").write_text(tiny.text(2000), encoding="utf-8")
-    arguments = ["gpt", "--data", str(tmp_path / "words.txt"), "--tokenizer", "char", "--max-steps", "12", "--out"]
-    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    process = subprocess.Popen(
-        [sys.executable, "transformer.py", *arguments, str(stopped)], cwd=ROOT, env=environment(), text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    while not (stopped / "samples.txt").exists() and process.poll() is None:  # written just before the first step
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode not in (0, None)
-    assert "--resume" in errors and "Traceback" not in errors
-    assert 0 < saved(stopped)["global_step"] < 12
-    monkeypatch.setattr(command, "PRESETS", PRESETS)
-    monkeypatch.setattr(command, "FOR_DATA", "auto")
-    assert command.command([*arguments, str(stopped), "--resume"]) == 0
-    assert command.command([*arguments, str(whole)]) == 0
-    assert_same_run(stopped, whole)
 
 
 def test_max_time_ends_the_run_and_its_schedule(data, tmp_path, monkeypatch):

@@ -397,6 +397,14 @@ BROKEN = {
         change_tensors(lambda t: t.update({"transformer.h.0.attn.c_attn.weight": torch.ones(3)})),
         r"shape of transformer.h.0.attn.c_attn.weight .*\(3,\).*must be \(48, 16\) for blocks.0.attention.qkv.weight",
     ),
+    "whole numbers": (change_tensors(lambda t: t.update({LN: t[LN].to(torch.int8)})), rf"tensor {LN} .*torch.int8: must be float16"),
+    "yes and no": (change_tensors(lambda t: t.update({LN: t[LN] > 0})), rf"tensor {LN} .*torch.bool: must be float16"),
+    "complex numbers": (change_tensors(lambda t: t.update({LN: t[LN].to(torch.complex64)})), rf"tensor {LN} .*complex64: must be"),
+    "a billion layers": (change_config(n_layer=10**9), r"n_layer=1000000000: must be at most \d+, the number of tensors"),
+    "a billion features": (change_config(n_embd=10**9), r"must be \(10, 1000000000\)|shape of|must describe a model"),
+    "a billion tokens": (change_config(vocab_size=10**9), r"shape of transformer.wte.weight"),
+    "layers in words": (change_config(n_layer="three"), r"n_layers='three'|config.json: must describe a model"),
+    "no heads": (change_config(n_head=0), r"n_heads=0"),
     "NaN": (change_tensors(lambda t: t[LN].fill_(torch.nan)), rf"tensor {LN} .*NaN.*must be finite"),
     "tie broken": (
         change_tensors(lambda t: t.update({"lm_head.weight": torch.ones(VOCAB, 16)})),
@@ -429,6 +437,40 @@ def test_broken_files(case, tmp_path):
     spoil, message = BROKEN[case]
     spoil(tmp_path)
     with pytest.raises(ValueError, match=message):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("tokenizer.json", b"{"),
+        ("tokenizer.json", b'{"model": {"type": "BPE"}}'),
+        ("preprocessor_config.json", b'{"size": {"height": 1000000}}'),
+        ("preprocessor_config.json", b'{"image_std": [0, 0, 0]}'),
+        ("preprocessor_config.json", b'{"image_mean": "grey"}'),
+        ("preprocessor_config.json", b'{"resample": 99}'),
+    ],
+)
+def test_a_broken_processor(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name):
+        read_processor(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "no checkpoint", "infinite"])
+def test_a_broken_run(tmp_path, damage):
+    module = transformer.GPT(transformer.Config(1, 2, 16, 16, causal=True, max_len=8), 10, transformer.Recipe())
+    path = tmp_path / "checkpoints" / "best.ckpt"
+    path.parent.mkdir()
+    saved = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "global_step": 1}
+    if damage == "infinite":
+        saved["state_dict"]["model.norm.weight"][0] = torch.inf
+    torch.save(saved, path)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif damage == "no checkpoint":
+        torch.save([1, 2, 3], path)
+    with pytest.raises(ValueError, match="must be a run whose checkpoints/best.ckpt (is whole|has finite weights)"):
         load_pretrained(tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import math
+from collections import Counter
 
 import numpy as np
 import torch
@@ -121,6 +122,9 @@ def commonest_centres(context: Tensor, centre: Tensor, vocab_size: int) -> tuple
 
 # ------------------------------------------------------------------------------------------------ classes
 
+MOST = 20_000  # training items that logistic regression is fitted on; more take minutes and gigabytes
+LARGEST = 2_500_000  # words times classes: the weights of the regression on words
+
 
 def image_ladder(train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> dict[str, float]:
     """Return the accuracy of the training part's largest class, and of logistic regression on the pixels.
@@ -160,7 +164,8 @@ def regression(train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) ->
         return F.adaptive_avg_pool2d(pictures.float(), side).flatten(1).numpy()
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
-    model.fit(features(train[0]), train[1].numpy())
+    some = sample(len(train[1]))
+    model.fit(features(train[0][some]), train[1][some].numpy())
     probabilities = model.predict_proba(features(held_out[0]))
     return torch.from_numpy(probabilities), held_out[1]
 
@@ -175,14 +180,24 @@ def table_ladder(train: tuple[list[str], list[int]], held_out: tuple[list[str], 
     from sklearn.pipeline import make_pipeline
 
     texts, labels = held_out
-    largest = max(set(train[1]), key=train[1].count)
-    words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
+    counts = Counter(train[1])
+    largest = max(sorted(counts), key=counts.get)
+    most_words = max(2000, LARGEST // len(counts))
+    words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+|[^\w\s]", max_features=most_words)
     model = make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000))
-    model.fit(*train)
+    some = sample(len(train[1])).tolist()
+    model.fit([train[0][i] for i in some], [train[1][i] for i in some])
     return {
         "largest class": labels.count(largest) / len(labels),
         "TF-IDF, logistic regression": float(model.score(texts, labels)),
     }
+
+
+def sample(n: int) -> Tensor:
+    """Return the numbers of at most MOST of n training items, drawn at random: in their order where they are all."""
+    if n <= MOST:
+        return torch.arange(n)
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:MOST]
 
 
 def interval(accuracy: float, n: int) -> tuple[float, float]:

@@ -58,6 +58,10 @@ class TrainBatches:
         if n_items % batch_size >= world:  # a smaller batch at the end, with an item for every device
             self.n_batches += 1
         require(self.n_batches > 0, "devices", world, f"at most the number of training items, {n_items}")
+        sizes = [batch_size] * (n_items // batch_size) + [n_items % batch_size]
+        left = sum(size % world for size in sizes)
+        if left and rank == 0:
+            print(f"{left} of {n_items} training items are left out of each epoch: {world} devices cannot share them")
 
     def __len__(self) -> int:
         return self.n_batches

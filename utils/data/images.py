@@ -16,8 +16,9 @@ from torch import Tensor
 from transformer import require
 from utils.data.batches import EvalBatches, TrainData, shard
 from utils.data.disk import kept, progress
-from utils.data.pictures import Augment, read_picture
+from utils.data.pictures import FORMATS, Augment, picture_files, read_picture
 from utils.download import DownloadError, Remote, cache_dir, fetch, unpack
+from utils.files import shown
 
 # ------------------------------------------------------------------------------------------------ image sets
 
@@ -33,7 +34,7 @@ FASHION_MNIST_FILES = {
     "t10k-labels-idx1-ubyte.gz": "md5:bb300cfdad3c16e7a12a480ee83cd310",
 }
 FASHION_CLASSES = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
-SUFFIXES = {".jpg", ".jpeg", ".png"}  # of the files in a folder that count as pictures
+VALIDATION = ("validation", "valid", "val")  # names of the folder of the validation part
 MANY = 1000  # pictures: so many take long to decode
 
 # Pictures, uint8 (N, channels, height, width), and the numbers of their classes, int64 (N,).
@@ -141,51 +142,80 @@ def pizza_steak_sushi(size: int) -> ImageSet:
 
 
 def read_folder(folder: Path, name: str, size: int, source: str, seed: int = 0) -> ImageSet:
-    """Read the pictures of train/CLASS and test/CLASS, or of CLASS alone, of which a fifth then becomes the test part.
+    """Read the pictures of train/CLASS, val/CLASS and test/CLASS, or of CLASS alone.
 
-    A tenth of the training pictures becomes the validation part.
-    Raises ValueError for fewer than two classes, a class of the test part alone, and a part without pictures.
+    Without a test part, a fifth of the pictures becomes one; without a validation part, a tenth of the rest.
+    Raises ValueError for fewer than two classes, a class that is not in the training part, and a part without pictures.
     """
-    has_test = (folder / "train").is_dir() and (folder / "test").is_dir()
-    root = folder / "train" if has_test else folder
-    classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    held_out = {part: find_part(folder, names) for part, names in {"validation": VALIDATION, "test": ("test",)}.items()}
+    # Without pictures of its own, the folder train is no class but a part.
+    has_parts = (folder / "train").is_dir() and not picture_files(folder / "train")[0]
+    root = folder / "train" if has_parts else folder
+    files = class_files(root)
+    classes = sorted(files)
     if len(classes) < 2:
-        raise ValueError(f"data={str(folder)!r}: must hold at least 2 folders, one per class; found {classes}")
-    train = read_pictures(root, classes, size)
-    if has_test:
-        unknown = sorted({path.name for path in (folder / "test").iterdir() if path.is_dir()} - set(classes))
+        allowed = "must hold at least 2 folders of pictures, one per class"
+        raise ValueError(f"data={str(folder)!r}: {allowed}; found {[shown(name) for name in classes]}")
+    parts = {"train": read_pictures(files, classes, size)}
+    for part, there in held_out.items():
+        if not has_parts or there is None:
+            continue
+        found = class_files(there)
+        unknown = sorted(set(found) - set(classes))
         if unknown:
-            raise ValueError(f"data={str(folder)!r}: test classes must be among those of train; {unknown} are not")
-        test = read_pictures(folder / "test", classes, size)
-        if test[0].shape[1] != train[0].shape[1]:  # one part is grey and the other in colour
-            train, test = in_colour(train), in_colour(test)
-    else:
-        train, test = split(*train, 0.2, seed)
-    train, validation = split(*train, 0.1, seed)
-    counts = train[1].bincount(minlength=len(classes)).tolist()
+            raise ValueError(f"data={str(folder)!r}: {part} classes must be among those of train; {unknown} are not")
+        parts[part] = read_pictures(found, classes, size)
+    if len({pictures.shape[1] for pictures, _ in parts.values()}) > 1:  # some parts are grey, others in colour
+        parts = {part: in_colour(pictures) for part, pictures in parts.items()}
+    if "test" not in parts:
+        parts["train"], parts["test"] = split(*parts["train"], 0.2, seed)
+    if "validation" not in parts:
+        parts["train"], parts["validation"] = split(*parts["train"], 0.1, seed)
+    classes = [shown(name) for name in classes]
+    counts = parts["train"][1].bincount(minlength=len(classes)).tolist()
     few = ", ".join(f"{n} of {name}" for name, n in zip(classes, counts, strict=True) if n < 10)
     if few:
-        print(f"{folder}: fewer than 10 pictures of a class teach little about it; it leaves {few} for training")
-    for part, (_, labels) in {"train": train, "validation": validation, "test": test}.items():
+        print(f"{shown(folder)}: fewer than 10 pictures of a class teach little about it; it leaves {few} for training")
+    for part, (_, labels) in parts.items():
         if len(labels) == 0:
             raise ValueError(f"data={str(folder)!r}: must hold enough pictures to split; the {part} part is empty")
-    return ImageSet(name, classes, train, validation, test, source)
+    return ImageSet(shown(name), classes, parts["train"], parts["validation"], parts["test"], source)
 
 
-def read_pictures(folder: Path, classes: list[str], size: int) -> Part:
-    """Read every CLASS/*.jpg, jpeg and png as its middle square, size x size, in the order of classes and names.
+def find_part(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """Return the first folder of these names that is there."""
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+
+def class_files(root: Path) -> dict[str, list[Path]]:
+    """Return the pictures of each class: of each folder that holds any. One line names what is passed over."""
+    found, passed_over = {}, []
+    for path in sorted(root.iterdir()):
+        if path.name.startswith((".", "__")):  # such as __MACOSX, which Apple puts into archives
+            continue
+        pictures, others = picture_files(path) if path.is_dir() else ([], [path])
+        if pictures:
+            found[path.name] = pictures
+        elif path.is_dir():
+            others = [path]  # no class
+        passed_over += others
+    if passed_over:
+        first = ", ".join(shown(path.relative_to(root)) for path in passed_over[:3])
+        more = f" and {len(passed_over) - 3} more" if len(passed_over) > 3 else ""
+        print(f"{shown(root)}: passed over, as they hold no {' or '.join(FORMATS)}: {first}{more}")
+    return found
+
+
+def read_pictures(files: dict[str, list[Path]], classes: list[str], size: int) -> Part:
+    """Read the pictures of each class as their middle square, size x size, in the order of `classes`.
 
     The pictures have 1 channel where all of them are grey, else 3. MANY and more are decoded once for each size, and
     kept in the cache as long as no file changes. Raises ValueError where there are none, and for a file that is no
     readable picture.
     """
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        found = [path for path in sorted((folder / name).glob("*")) if path.suffix.lower() in SUFFIXES]
-        paths += found
-        labels += [label] * len(found)
-    if not paths:
-        raise ValueError(f"data={str(folder)!r}: must hold .jpg or .png pictures in folders, one a class; found none")
+    paths = [path for name in classes for path in files.get(name, ())]
+    labels = [label for label, name in enumerate(classes) for _ in files.get(name, ())]
+    require(bool(paths), "data", classes, f"folders that hold {' or '.join(FORMATS)} pictures; one part has none")
     if len(paths) < MANY:
         return decode(paths, size), torch.tensor(labels)
     states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
@@ -307,10 +337,12 @@ class ImageData(TrainData):
     def make(self, items: Tensor, generator: torch.Generator) -> Part:
         """Return the training pictures with these numbers, normalised and changed at random, and their classes."""
         pictures, labels = self.images.train
-        inputs = self.normalize(pictures[items])
+        inputs, labels = self.normalize(pictures[items]), labels[items]
         if self.augment is not None:
             inputs = self.augment(inputs, generator)
-        return inputs, labels[items]
+            if self.augment.mix:
+                inputs, labels = self.augment.mixed(inputs, labels, generator)
+        return inputs, labels
 
     def held_out(self, part: Part) -> EvalBatches:
         """Return the batches of a part, normalised and otherwise unchanged."""

@@ -22,6 +22,7 @@ from utils.data.batches import EvalBatches, TrainData, pad, shard
 from utils.data.text import documents, part_of
 from utils.data.tokenisers import wordpiece_tokenizer
 from utils.download import Remote, fetch
+from utils.files import shown
 
 # ------------------------------------------------------------------------------------------------ tables
 
@@ -67,11 +68,15 @@ def load_table(name_or_path: str | Path) -> Table:
     if name_or_path in TABLES:
         return TABLES[name_or_path]()
     path = Path(name_or_path)
+    csv.field_size_limit(2**31 - 1)  # texts may be longer than the 131,072 characters that Python allows
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
+            table = csv.DictReader(file, strict=True)
+            rows = list(table)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"data={str(path)!r}: must be a CSV file of UTF-8 text ({error})") from error
+    twice = [name for name, n in Counter(table.fieldnames or ()).items() if n > 1]
+    require(not twice, "data", str(path), f"a CSV file whose columns have different names; twice there: {twice}")
     text, label = text_and_label(rows, path)
 
     texts: dict[str, list[str]] = {part: [] for part in PARTS}
@@ -85,9 +90,9 @@ def load_table(name_or_path: str | Path) -> Table:
         allowed = f"a CSV file whose column part is one of {', '.join(PARTS)}; row {number} has {part!r}"
         require(part in PARTS, "data", str(path), allowed)
         texts[part].append(row[text])
-        labels[part].append(row[label])
+        labels[part].append(row[label].strip())
 
-    return replace(assemble(texts, labels, str(path)), name=path.name)
+    return replace(assemble(texts, labels, str(path)), name=shown(path.name))
 
 
 def assemble(

@@ -13,6 +13,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
+FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "BMP": (".bmp",), "GIF": (".gif",)}
+SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes}  # of files that count as pictures
+
 
 def read_picture(file: Path | BinaryIO, size: int) -> Tensor:
     """Return the middle square of a picture file, uint8 (channels, size, size); 1 channel if it is grey, else 3.
@@ -21,14 +24,26 @@ def read_picture(file: Path | BinaryIO, size: int) -> Tensor:
     Raises ValueError for a file that is no readable picture.
     """
     try:
-        with Image.open(file) as picture:
+        with open_picture(file) as picture:
             picture = to_grey_or_rgb(ImageOps.exif_transpose(picture))
     except UnidentifiedImageError as error:
-        raise ValueError("must be a readable picture (PNG, JPEG or another format that Pillow knows)") from error
+        raise ValueError(f"must be a readable picture ({', '.join(FORMATS)})") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"must be a readable picture ({error})") from error
     square = middle_square(picture, size)
     return torch.from_numpy(np.array(square)).view(size, size, -1).permute(2, 0, 1)
+
+
+def open_picture(file: str | Path | BinaryIO) -> Image.Image:
+    """Open a picture of one of FORMATS. Pillow alone would also open others, and hand PostScript to Ghostscript."""
+    return Image.open(file, formats=list(FORMATS))
+
+
+def picture_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the pictures in a folder, by the ends of their names, and all that else lies in it and is not hidden."""
+    shown = [path for path in sorted(folder.iterdir()) if not path.name.startswith((".", "__"))]
+    pictures = [path for path in shown if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return pictures, [path for path in shown if path not in set(pictures)]
 
 
 def to_grey_or_rgb(picture: Image.Image) -> Image.Image:
@@ -70,7 +85,7 @@ class Augment:
     flip: bool = False  # mirror half of the pictures, left to right
     colour: float = 0.0  # contrast, as a share of it, and brightness, in units of the (normalised) pixels
     crop: float = 0.0  # what is cut away around a rectangle of any place, as a share of the area
-    mix: float = 0.0  # share of another picture of the batch that shines through; the class stays (Inoue 2018)
+    mix: float = 0.0  # largest share of another picture that shines through; see `mixed`
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return the changed pictures (B, channels, h, w). All movements are made by a single resampling."""
@@ -80,10 +95,18 @@ class Augment:
             brightness = self.draw(self.colour, x, generator).view(-1, 1, 1, 1)
             mean = x.mean(dim=(1, 2, 3), keepdim=True)
             x = mean + (x - mean) * (1 + contrast) + brightness
-        if self.mix:
-            share = self.mix * torch.rand(len(x), generator=generator).view(-1, 1, 1, 1)
-            x = torch.lerp(x, x[torch.randperm(len(x), generator=generator)], share)
         return x
+
+    def mixed(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Let another picture of the batch shine through each, by a random share, and return pictures and classes.
+
+        The class is that of the other picture with the chance of this share. On average, the loss is then the one of
+        both classes, weighted by their shares (mixup, Zhang et al. 2018, arXiv:1710.09412).
+        """
+        share = self.mix * torch.rand(len(x), generator=generator)
+        other = torch.randperm(len(x), generator=generator)
+        is_other = torch.rand(len(x), generator=generator) < share
+        return torch.lerp(x, x[other], share.view(-1, 1, 1, 1)), torch.where(is_other, labels[other], labels)
 
     def grid(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return where in its picture each new pixel is read (B, h, w, 2): (across, down), from -1 to 1."""

@@ -22,6 +22,7 @@ from utils.data.batches import EvalBatches, TrainData, shard
 from utils.data.disk import LongText, Text, long_text, n_bytes, progress, read_blocks, sample_of
 from utils.data.tokenisers import bpe_tokenizer, char_tokenizer, encode, wordpiece_tokenizer
 from utils.download import DownloadError, Remote, fetch
+from utils.files import shown
 
 # ------------------------------------------------------------------------------------------------ corpora
 
@@ -198,7 +199,7 @@ def load_corpus(name_or_path: str | Path = "python-docs", fallback: str | None =
     empty = [part for part in PARTS if not sample_of(parts[part]).strip()]
     require(len(empty) < 3, "data", name, "text, and it is empty")
     require(not empty, "data", name, f"text enough for every part; the {' and '.join(empty)} part has none")
-    return Corpus(Path(name).name, *parts.values(), "a text of your own")
+    return Corpus(shown(Path(name).name), *parts.values(), "a text of your own")
 
 
 def split_documents(texts: list[str]) -> dict[str, str]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from utils.data.disk import n_bytes, sample_of
-from utils.data.images import SUFFIXES, ImageSet
+from utils.data.images import ImageSet
 from utils.data.labelled import Table
-from utils.data.pictures import Augment
+from utils.data.pictures import SUFFIXES, Augment, open_picture
 from utils.data.text import Corpus
 from utils.training.presets import DIGITS, LARGER, MUON, PHOTOGRAPHS, SMALLER, VIT
 
@@ -153,11 +153,11 @@ def for_pictures(images: ImageSet) -> dict:
 
 def side_for(folder: Path) -> int:
     """The size, in pixels, in which pictures are read: their own if it is small, else 32 if they are few, else 64."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     sides = []
     for path in paths[:200]:
         try:
-            with Image.open(path) as picture:
+            with open_picture(path) as picture:
                 sides.append(min(picture.size))
         except (UnidentifiedImageError, OSError):
             continue  # read_folder names it

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,9 @@ from torch import Tensor
 
 from transformer import require
 from utils.inference.generate import write_on
+
+# What asks a run to stop; Windows has no SIGHUP.
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class DeltaW(L.Callback):
@@ -106,37 +111,68 @@ class SampleText(L.Callback):
             return
         sample = write_on(module, self.tokenizer, self.prompt, self.length, seed=self.seed)
         text = f"--- {title} ---\n{sample}\n"
-        print(text, flush=True)
+        say(text)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
 
+class Stopped(Exception):
+    """A run was asked to end, and has been saved. `signal`: the number of the signal that asked; `step`: of the run."""
+
+    def __init__(self, signal: int, step: int) -> None:
+        super().__init__(f"stopped at step {step}")
+        self.signal, self.step = signal, step
+
+
 class StopCleanly(L.Callback):
-    """At Ctrl-C finish the step, save a checkpoint to `path` and stop. A second Ctrl-C stops at once."""
+    """When asked to stop, finish the step, save a checkpoint to `path` and raise `Stopped`.
+
+    Ctrl-C (SIGINT), SIGTERM and a closed terminal (SIGHUP) ask. A second Ctrl-C stops at once. Of several processes
+    one may be asked, or each at another step: all agree after each step.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.asked, self.saved = path, False, False
+        self.path, self.asked, self.saved = path, 0, False
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        def ask(*_) -> None:
-            self.asked = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if trainer.received_sigterm:  # while Lightning was preparing the training
+            self.asked = signal.SIGTERM
+        for number in STOPPING:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` lets SIGHUP be ignored
+                signal.signal(number, self.ask)  # Lightning puts the earlier handlers back
 
-        signal.signal(signal.SIGINT, ask)
+    def ask(self, number: int, *_) -> None:
+        self.asked = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_) -> None:
-        if self.asked:
+        if trainer.strategy.reduce_boolean_decision(bool(self.asked), all=False):
             trainer.save_checkpoint(self.path)
             self.saved = True
 
-    def on_train_batch_start(self, *_) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, *_) -> None:
         if self.saved:  # not earlier, so that the last step is logged and, if due, validated
-            raise KeyboardInterrupt
+            raise Stopped(self.asked, trainer.global_step)
 
-    def on_train_end(self, *_) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def on_train_end(self, trainer: L.Trainer, *_) -> None:
+        if trainer.strategy.reduce_boolean_decision(bool(self.asked), all=False):  # after the last step: all is saved
+            raise Stopped(self.asked, trainer.global_step)
+
+
+def say(text: str) -> None:
+    """Print to standard output. If nobody reads it any more (`| head -1`), ask the run to stop, as SIGTERM does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        close_output()
+        signal.raise_signal(signal.SIGTERM)
+
+
+def close_output() -> None:
+    """Let standard output lead nowhere, after a BrokenPipeError: Python would fail once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Progress(L.Callback):
@@ -149,31 +185,45 @@ class Progress(L.Callback):
         figures = trainer.callback_metrics
         if trainer.is_global_zero and trainer.state.fn == "fit" and "val_loss" in figures:
             when = f"step {trainer.global_step:6d}  {time.perf_counter() - self.start:5.0f} s"
-            print(f"{when}  val_loss {figures['val_loss']:.4f}  val_acc {figures['val_acc']:.4f}", flush=True)
+            say(f"{when}  val_loss {figures['val_loss']:.4f}  val_acc {figures['val_acc']:.4f}")
 
 
-class KeepHistory(L.Callback):
-    """Let a resumed run keep the rows of metrics.csv up to the step that it resumes from."""
+class Record(L.Callback):
+    """Keep in every checkpoint what its weights do not tell: the run's settings and data, and its rows of metrics.csv.
 
-    def __init__(self, path: Path) -> None:
-        self.rows = []
-        if path.is_file():  # read now, because the logger deletes the file when it starts
-            with path.open(newline="", encoding="utf-8") as file:
-                self.rows = [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+    about: the settings and the data, compared when the run is resumed. Then the rows go back into metrics.csv, which
+    the logger begins anew.
+    """
+
+    def __init__(self, about: dict) -> None:
+        self.about = about
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict) -> None:
+        checkpoint["run"] = self.about
+        if trainer.is_global_zero:
+            trainer.logger.save()  # writes what is not written yet
+            checkpoint["history"] = rows_of(Path(trainer.logger.experiment.metrics_file_path))
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict) -> None:
-        if trainer.is_global_zero and self.rows:
-            # Rows of single validation batches have no epoch and count batches, not steps. They belong to the next
-            # row that has an epoch.
-            whole, step = [i for i, row in enumerate(self.rows) if "epoch" in row], checkpoint["global_step"]
-            keep = max((i + 1 for i in whole if int(self.rows[i]["step"]) < step), default=0)
-            trainer.logger.experiment.metrics[:0] = self.rows[:keep]
+        if trainer.is_global_zero and trainer.state.fn == "fit":
+            trainer.logger.experiment.metrics[:0] = checkpoint.get("history", [])
             trainer.logger.save()
-            self.rows = []
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The filled cells of all whole rows of a metrics.csv, which may be cut, or not begun."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    whole_lines = text[: text.rfind("\n") + 1].splitlines()
+    rows = [row for row in csv.DictReader(whole_lines) if None not in row and None not in row.values()]
+    return [{name: cell for name, cell in row.items() if cell} for row in rows]
+
+
+class Lost(ValueError):
+    """The weights of a run are lost: its loss is no number any more, or that of guessing again."""
 
 
 class StopWhenLost(L.Callback):
-    """Stop with a ValueError when the training loss is no number any more, or rises to that of guessing.
+    """Raise `Lost` when a loss is no number any more, or when the training loss rises to that of guessing.
 
     Guessing costs log(V) or log(K). The loss begins there; to rise to it again from less than 80 % of it means that
     the weights are lost, most often because the learning rate is too high. The mean of `window` batches counts.
@@ -188,16 +238,25 @@ class StopWhenLost(L.Callback):
         if module.device.type != "cpu" and trainer.global_step % 10:
             return  # reading a loss makes a GPU wait
         loss = outputs["loss"].item() * trainer.accumulate_grad_batches  # Lightning has divided it by them
-        when = f"at step {trainer.global_step}: try a lower --lr"
-        require(math.isfinite(loss), "training loss", loss, f"a finite number, and is not {when}")
+        self.check(math.isfinite(loss), trainer, "training loss", loss, "finite")
         self.losses = [*self.losses, loss][-self.window :]
         if len(self.losses) < self.window:
             return
         mean, guessing = sum(self.losses) / self.window, math.log(module.accuracy_fn.num_classes)
         self.lowest = min(self.lowest, mean)
         lost = self.lowest < 0.8 * guessing and mean > guessing
-        allowed = f"below {guessing:.2f}, the loss of guessing, once it was {self.lowest:.2f}, and is not {when}"
-        require(not lost, "training loss", round(mean, 2), allowed)
+        allowed = f"below {guessing:.2f}, the loss of guessing, as it was {self.lowest:.2f} before"
+        self.check(not lost, trainer, "training loss", round(mean, 2), allowed)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Before a checkpoint is saved, also look at the weights that the last step has made."""
+        loss = trainer.callback_metrics["val_loss"].item()
+        self.check(math.isfinite(loss), trainer, "validation loss", loss, "finite")
+
+    def check(self, sound: bool, trainer: L.Trainer, name: str, value: float, allowed: str) -> None:
+        if not sound:
+            when = f"the run ends at step {trainer.global_step}. Try a lower --lr"
+            raise Lost(f"{name}={value}: must be {allowed}; {when}")
 
 
 class CoolDown(L.Callback):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import io
+import math
 import re
+import signal
 import sys
+import threading
 import time
 import warnings
 from dataclasses import fields
@@ -14,6 +18,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tokenizers import Tokenizer
 
@@ -21,20 +26,24 @@ import transformer
 from transformer import BERT, GPT, Config, LitTransformer, MLMHead, PatchEmbedding, Recipe, Transformer, ViT, require
 from utils.data.images import ImageData, ImageSet, load_images
 from utils.data.labelled import TABLES, Table, TableData, load_table
-from utils.data.text import BERTData, Corpus, GPTData, load_corpus
+from utils.data.text import BERTData, Corpus, GPTData, digest, load_corpus
+from utils.files import shown
 from utils.training import auto
 from utils.training.callbacks import (
     CoolDown,
     DeltaW,
     IterLoss,
-    KeepHistory,
+    Lost,
     Progress,
+    Record,
     SampleText,
     StopCleanly,
+    Stopped,
     StopWhenLost,
+    close_output,
 )
 from utils.training.cpu import OneDNN
-from utils.training.folder import open_run
+from utils.training.folder import WholeCheckpoints, open_run
 from utils.training.presets import PRESETS
 from utils.training.report import close_run, table
 from utils.weights.loading import load_pretrained
@@ -48,6 +57,9 @@ samples.txt (gpt), predictions.txt (bert) or attention.png (vit)."""
 SMALL = 20e6  # parameters: a model with fewer is fine-tuned as one of ours, with more as an official one
 FEW = 200  # pictures or texts: among fewer, chance picks the lowest validation loss
 FOR_DATA = "auto"  # the preset where --data is given
+DEVICES = ("accelerator", "devices", "num_nodes", "strategy", "precision")  # options of Lightning's Trainer
+# What a resumed run may have changed. The data may have another name; their contents are compared.
+FREE = ("data", "max_epochs", "max_steps", "max_time", "eval_iters", *DEVICES)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,21 +86,40 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--eval-iters", type=int, default=10, metavar="N", help="s17: batches behind each *_iter_loss")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the weights, the batches and dropout")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last.ckpt")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the run is kept (default: runs/MODEL-DATA)")
-    for name in ("accelerator", "devices", "num-nodes", "strategy", "precision"):
-        parser.add_argument(f"--{name}", help="passed to Lightning's Trainer")
+    parser.add_argument("--out", metavar="FOLDER", help="where the run is kept (default: runs/MODEL-DATA)")
+    for name in DEVICES:
+        parser.add_argument(f"--{name.replace('_', '-')}", help="passed to Lightning's Trainer")
     return parser
 
 
 def command(arguments: list[str] | None = None) -> int:
-    """Run the command line. Returns 0; 2 after one line that says what was wrong with the input; 130 after Ctrl-C."""
+    """Run the command line. Returns 0; 2 after one line that says what was wrong; 128 + the signal that stopped it."""
     options = parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may lack a character that a text or a file name has
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # lets what is half written be removed
     try:
         run(options)
+    except Stopped as stop:
+        if rank_zero_only.rank:  # Lightning kills all processes when one of them ends with another code than 0
+            return 0
+        last = folder_of(options) / "checkpoints" / "last.ckpt"
+        saved = f"Stopped at step {stop.step}. The run is saved in {last}; add --resume to this command to continue it."
+        print(saved, file=sys.stderr)
+        return 128 + (stop.signal or signal.SIGTERM)  # 0: another process was asked
+    except BrokenPipeError:
+        close_output()
+        print("transformer.py: stopped: nobody reads its output", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
-        print(f"transformer.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"transformer.py: error: {shown(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # before or after the training, in which Lightning answers it
+    except Exception:
+        print("transformer.py: this is a bug of the project. Please report it with the lines below.", file=sys.stderr)
+        raise
+    except KeyboardInterrupt:  # before or after the training, or for the second time
         print("transformer.py: stopped", file=sys.stderr)
         return 130
     return 0
@@ -97,8 +128,8 @@ def command(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> dict:
     """Train, test and report; returns the summary."""
     check(options)
-    out = options.out or usual_out(options)
-    started = not options.resume or (out / "checkpoints" / "last.ckpt").is_file()
+    out = folder_of(options)
+    started = not options.resume or any((out / "checkpoints" / f"{name}.ckpt").is_file() for name in ("last", "best"))
     require(started, "resume", True, f"used on a run that has begun; there is no checkpoints/last.ckpt in {out}")
 
     # Lightning's warnings about workers and checkpoint folders do not apply to batches cut from tensors in memory.
@@ -122,48 +153,73 @@ def run(options: argparse.Namespace) -> dict:
         module = build(options.model, preset, data, recipe)
     else:
         module = build_pretrained(options, preset, data, recipe, base)
-    # Lightning refuses wrong devices or strategies here, before the files of an earlier run are moved.
-    L.Trainer(**arguments, logger=False, enable_checkpointing=False)
-    open_run(out, module, options.resume)
-    if options.preset == "auto":
-        print(auto.in_words(source, preset, arguments), flush=True)
-    if options.data and base is None:
-        hint_at_earlier_run(options.model, out)
-
-    callbacks = [
-        OneDNN(),
-        StopCleanly(out / "checkpoints" / "last.ckpt"),
-        StopWhenLost(),
-        *watchers(options, data, out),
-    ]
-    pick_best = enough_to_pick(data)
-    if pick_best and options.preset != "s17":  # the assignment trained to the end, whatever the validation said
-        callbacks.append(CoolDown())
-    began = time.perf_counter()
-    try:
-        transformer.train(module, data, out, options.resume, callbacks, pick_best, **arguments)
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        last = out / "checkpoints" / "last.ckpt"
-        print(f"Stopped. The run is saved in {last}; add --resume to this command to continue it.", file=sys.stderr)
-        raise
-    seconds = time.perf_counter() - began
-    if options.preset == "s17":
-        module.trainer.validate(module, data)
-    summary = close_run(module, data, out, settings(options), seconds)
+    try:  # before the files of an earlier run are moved
+        L.Trainer(**arguments, logger=False, enable_checkpointing=False)
+    except Exception as error:  # all kinds of errors, depending on what is wrong
+        given = {name: getattr(options, name) for name in DEVICES if getattr(options, name) is not None}
+        raise ValueError(f"{given}: must be devices that there are, as Lightning names them ({error})") from error
+    about = what_to_resume_with(options, data)
+    with open_run(out, module, options.resume, about):
+        if options.preset == "auto":
+            print(auto.in_words(source, preset, arguments), flush=True)
+        if options.data and base is None:
+            hint_at_earlier_run(options.model, out)
+        callbacks = [
+            OneDNN(),
+            StopCleanly(out / "checkpoints" / "last.ckpt"),
+            StopWhenLost(),
+            Record(about),
+            *watchers(options, data, out),
+        ]
+        pick_best = enough_to_pick(data)
+        if pick_best and options.preset != "s17":  # the assignment trained to the end, whatever the validation said
+            callbacks.append(CoolDown())
+        began, lost = time.perf_counter(), None
+        try:
+            transformer.train(module, data, out, options.resume, callbacks, pick_best, **arguments)
+        except SystemExit as end:
+            if end.code == 1:  # Lightning's answer to Ctrl-C; from then on it ignores others
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                raise KeyboardInterrupt from end
+            raise
+        except Lost as error:
+            if not (out / "checkpoints" / "best.ckpt").is_file():
+                raise
+            lost = error  # the weights before can be tested all the same
+        seconds = time.perf_counter() - began
+        if options.preset == "s17":
+            module.trainer.validate(module, data)
+        summary = close_run(module, data, out, settings(options), seconds, lost)
     if summary:
         print(table([summary]))
         if len(summary["starts"]) > 1:
             runs = ("{run} (from {start}) {value:.3f}".format(**start) for start in summary["starts"])
             print(f"Runs on these data, the best first: {', '.join(runs)}")
-        print("\n".join(summary["ending"]))
+        print("\n".join(summary["ending"]), flush=True)
+    if lost:
+        raise lost
     return summary
+
+
+def what_to_resume_with(options: argparse.Namespace, data: L.LightningDataModule) -> dict:
+    """What has to be the same when a run is resumed: all settings but its length and the devices, and the data."""
+    about = {name: value for name, value in settings(options).items() if name not in FREE}
+    about |= {"model": options.model, "data": data.describe()["sha256"], "classes": data.describe().get("classes")}
+    if hasattr(data, "tokenizer"):
+        about["tokenizer"] = digest(data.tokenizer.to_str())
+    return about
+
+
+def folder_of(options: argparse.Namespace) -> Path:
+    """The folder of the run: --out, or the usual one."""
+    return Path(options.out).expanduser() if options.out else usual_out(options)
 
 
 def usual_out(options: argparse.Namespace) -> Path:
     """The folder of a run where none is given: runs/gpt, and with --data and --pretrained runs/gpt-notes-from-gpt2."""
     name = options.model
     if options.data:
-        name += "-" + Path(options.data).stem
+        name += "-" + shown(Path(options.data).stem)
     if options.pretrained:
         name += "-from-" + Path(options.pretrained).name
     return Path("runs", re.sub(r"[^\w.-]+", "_", name))
@@ -177,11 +233,17 @@ def hint_at_earlier_run(model: str, out: Path) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raise a ValueError for options that do not go together."""
+    """Raise a ValueError for options that are wrong or do not go together."""
+    for name in ("data", "out", "pretrained"):
+        require(getattr(options, name) != "", name, "''", "left out, or not empty")
+    if options.data and Path(options.data).expanduser().is_dir():
+        data, out = Path(options.data).expanduser().resolve(), folder_of(options).resolve()
+        apart = data != out and data not in out.parents
+        require(apart, "out", options.out, "outside of the folder --data, whose folders are classes")
     for name in ("max_epochs", "max_steps", "max_time", "eval_iters", "seed", "image_size"):
-        value, least, most = getattr(options, name), int(name != "seed"), 2**32 - 1
+        value, least, most = getattr(options, name), int(name != "seed"), 4096 if name == "image_size" else 2**32 - 1
         require(value is None or least <= value <= most, name, value, f"at least {least} and at most {most}")
-    require(options.lr is None or options.lr > 0, "lr", options.lr, "above 0")
+    require(options.lr is None or 0 < options.lr < math.inf, "lr", options.lr, "above 0, and finite")
     require(options.pretrained or not options.freeze, "freeze", True, "used with --pretrained")
     has_head = options.model != "gpt"
     require(has_head or not options.freeze, "freeze", True, "left out: GPT's head is its token embedding")
@@ -213,9 +275,10 @@ def enough_to_pick(data: L.LightningDataModule) -> bool:
 def settings(options: argparse.Namespace) -> dict:
     """The options that were given, and the preset, for the report."""
     usual = vars(parser().parse_args([options.model]))
-    given = {
-        name: value for name, value in vars(options).items() if value != usual[name] and name not in ("out", "resume")
-    }
+    given = {name: value for name, value in vars(options).items() if value != usual[name]}
+    given = {name: shown(value) if isinstance(value, str) else value for name, value in given.items()}
+    for name in ("out", "resume"):
+        given.pop(name, None)
     return given | {"preset": options.preset}
 
 
@@ -230,6 +293,8 @@ def load_source(
 ) -> Corpus | Table | ImageSet:
     """What --data names; pictures in the size of the pretrained model, of the preset, or what fits them."""
     name = options.data or preset["data"]
+    if name.startswith("~"):
+        name = str(Path(name).expanduser())
     if options.model == "vit":
         require(options.tokenizer is None, "tokenizer", options.tokenizer, "left out: pictures have no tokens")
         size = options.image_size
@@ -360,8 +425,6 @@ def watchers(options: argparse.Namespace, data: L.LightningDataModule, out: Path
         # The prompt is the beginning of the validation part, on which the model is not trained.
         prompt = data.corpus.validation[:200].split("\n")[0][:40] or "\n"
         found.append(SampleText(data.tokenizer, prompt, out=out))
-    if options.resume:
-        found.append(KeepHistory(out / "metrics.csv"))
     if options.preset == "s17":
         found.append(IterLoss(options.eval_iters, options.seed))
         if options.model == "bert":
@@ -384,10 +447,12 @@ def trainer_arguments(options: argparse.Namespace, preset: dict) -> dict:
             arguments["val_check_interval"] = steps
     if options.max_time is not None:
         arguments["max_time"] = timedelta(seconds=options.max_time)
-    for name in ("accelerator", "devices", "num_nodes", "strategy", "precision"):
+    for name in DEVICES:
         value = getattr(options, name)
         if value is not None:
             arguments[name] = int(value) if re.fullmatch(r"-?\d+", value) else value
+    started = re.search("spawn|fork|notebook", str(arguments.get("strategy")))
+    require(not started, "strategy", arguments.get("strategy"), "one that starts this command for each device, as ddp")
     if "fsdp" in str(arguments.get("strategy")):
         whole = preset["recipe"].get("optimizer") != "muon"
         allowed = f"used with AdamW; the preset {options.preset} uses Muon, which needs whole matrices"
@@ -395,4 +460,4 @@ def trainer_arguments(options: argparse.Namespace, preset: dict) -> dict:
         arguments["gradient_clip_val"] = None  # Lightning cannot clip gradients that are split over devices
     devices, most = arguments.get("devices"), preset["batches"]["batch_size"]
     require(not isinstance(devices, int) or devices <= most, "devices", devices, f"at most batch_size={most}")
-    return arguments | {"enable_progress_bar": sys.stderr.isatty()}
+    return arguments | {"enable_progress_bar": sys.stderr.isatty(), "plugins": [WholeCheckpoints()]}

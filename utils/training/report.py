@@ -10,28 +10,38 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
+import torch
+from matplotlib.figure import Figure
 
 from utils import plots
+from utils.data.baselines import MOST
 from utils.data.disk import LongText
 from utils.data.images import ImageData
 from utils.data.labelled import TableData
 from utils.files import ROOT, write_between_marks, write_text
 from utils.machine import device_name, peak_memory, versions
-from utils.training.scoring import SCORE
+from utils.training.callbacks import Lost
+from utils.training.scoring import SCORE, attention_of_ten
 
 END = "end of the run"  # which weights best.ckpt holds, where it does not hold those of the lowest validation loss
 
 
 def close_run(
-    module: L.LightningModule, data: L.LightningDataModule, out: Path, settings: dict, seconds: float
+    module: L.LightningModule,
+    data: L.LightningDataModule,
+    out: Path,
+    settings: dict,
+    seconds: float,
+    lost: Lost | None = None,
 ) -> dict:
     """Test the best checkpoint on the whole test part, beside the baselines; write the report and return the summary.
 
-    settings: the options of the run, the preset among them. seconds: how long the training took. Of several processes
-    only the first writes; the others return {}.
+    settings: the options of the run, the preset among them. seconds: how long the training took. lost: why it ended
+    before its time. Of several processes only the first writes; the others return {}.
     """
     trainer = module.trainer
     unit = {ImageData: "images", TableData: "texts"}.get(type(data), "tokens")
@@ -63,16 +73,32 @@ def close_run(
     }
     summary["starts"] = starts(summary, out)
     lines = summary.pop("loss_lines")
-    title = f"{summary['model']} on {summary['data']['name']}"
-    validation = "validation part (trained on: refit)" if "refit" in title else "validation (full pass)"
     series = plots.read_metrics(out / "metrics.csv")
-    plots.save(plots.loss_curve(series, lines, title, validation), out / "loss.png")
     summary["ending"] = ending(series, summary, guessing=math.log(module.accuracy_fn.num_classes))
+    if lost:
+        step = torch.load(best, map_location="cpu", weights_only=True)["global_step"]
+        summary["ending"][:1] = [f"Lost: {lost}. All figures are of best.ckpt, of step {step}, before that happened."]
     if unit == "tokens" and isinstance(data.corpus.train, LongText):
         megabytes = len(data.corpus.train.sample.encode()) / 1e6
         summary["ending"].append(f"The tokenizer and the baselines know {megabytes:.1f} MB of the training part.")
-    write_text(out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    elif unit != "tokens" and summary["data"]["train"][unit] > MOST:
+        summary["ending"].append(f"Logistic regression is fitted on {MOST:,} of the training {unit}.")
+    write_text(out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    title = f"{summary['model']} on {summary['data']['name']}"
+    validation = "validation part (trained on: refit)" if "refit" in title else "validation (full pass)"
+    draw(lambda: plots.loss_curve(series, lines, title, validation), out / "loss.png")
+    if unit == "images":
+        draw(lambda: attention_of_ten(module, data), out / "attention.png")
     return summary
+
+
+def draw(figure: Callable[[], Figure], path: Path) -> None:
+    """Write a picture. If that fails, one line says so: the figures of a run, written before, are worth more."""
+    try:
+        plots.save(figure(), path)
+    except Exception as error:
+        print(f"{path.name} could not be drawn: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def starts(summary: dict, out: Path) -> list[dict]:
@@ -82,8 +108,9 @@ def starts(summary: dict, out: Path) -> list[dict]:
     """
     found = [(out, summary)]
     for path in sorted(out.resolve().parent.glob("*/summary.json")):
-        if path.parent != out.resolve():
-            found.append((path.parent, json.loads(path.read_text(encoding="utf-8"))))
+        other = read_summary(path) if path.parent != out.resolve() else None
+        if other is not None:
+            found.append((path.parent, other))
     same = [(folder, other) for folder, other in found if is_comparable(other, summary)]
     same.sort(key=lambda pair: pair[1]["figure"]["value"], reverse=summary["figure"]["better"] == "higher")
     return [
@@ -95,6 +122,16 @@ def starts(summary: dict, out: Path) -> list[dict]:
         }
         for folder, other in same
     ]
+
+
+def read_summary(path: Path) -> dict | None:
+    """The summary of a finished run; None for a file that is none, or is damaged."""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    parts = {"model", "figure", "data", "seconds"}
+    return summary if isinstance(summary, dict) and parts <= summary.keys() else None
 
 
 def is_comparable(one: dict, other: dict) -> bool:
@@ -210,11 +247,11 @@ def main(arguments: list[str]) -> None:
     """Print the table of the runs in these folders."""
     summaries = []
     for folder in (argument for argument in arguments if argument != "--readme"):
-        path = Path(folder, "summary.json")
-        if path.is_file():
-            summaries.append(json.loads(path.read_text(encoding="utf-8")))
+        summary = read_summary(Path(folder, "summary.json"))
+        if summary is not None:
+            summaries.append(summary)
         else:
-            print(f"{folder} holds no finished run: it has no summary.json", file=sys.stderr)
+            print(f"{folder} holds no finished run: it has no whole summary.json", file=sys.stderr)
     print(table(in_order(summaries), settings=True))
     if "--readme" in arguments:
         into_readme(summaries, ROOT / "README.md")

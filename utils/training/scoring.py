@@ -12,6 +12,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from matplotlib.figure import Figure
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
@@ -132,7 +133,16 @@ def predictions(module: L.LightningModule, window: Tensor, answers: Tensor, toke
 
 
 def score_vit(module: L.LightningModule, data: ImageData, out: Path, tested: dict) -> dict:
-    """Accuracy with its interval beside logistic regression; ten pictures with the class token's attention."""
+    """Accuracy with its interval beside logistic regression."""
+    return {
+        "figure": accuracy(tested["test_acc"], len(data.images.test[1])),
+        "baselines": baselines.image_ladder(data.images.train, data.images.test),
+        "loss_lines": {"uniform": math.log(data.n_classes)},
+    }
+
+
+def attention_of_ten(module: L.LightningModule, data: ImageData) -> Figure:
+    """Ten pictures of the test part with the class token's attention."""
     pictures, labels = data.images.test
     every = max(1, len(labels) // 10)
     pictures, labels = pictures[::every][:10], labels[::every][:10]
@@ -141,13 +151,7 @@ def score_vit(module: L.LightningModule, data: ImageData, out: Path, tested: dic
         guesses = module.model(inputs).argmax(-1)
     pairs = zip(labels.tolist(), guesses.tolist(), strict=True)
     titles = [f"{data.classes[label]}, said {data.classes[guess]}" for label, guess in pairs]
-    figure = plots.image_attention(plots.scaled(pictures), module.model.attention_maps(inputs), titles)
-    plots.save(figure, out / "attention.png")
-    return {
-        "figure": accuracy(tested["test_acc"], len(data.images.test[1])),
-        "baselines": baselines.image_ladder(data.images.train, data.images.test),
-        "loss_lines": {"uniform": math.log(data.n_classes)},
-    }
+    return plots.image_attention(plots.scaled(pictures), module.model.attention_maps(inputs), titles)
 
 
 def score_table(module: L.LightningModule, data: TableData, out: Path, tested: dict) -> dict:

@@ -60,7 +60,14 @@ def load_pretrained(
     config_json = read_json(folder / "config.json")
     family = find_family(config_json, folder)
     tensors = read_tensors(folder, family)
-    model = build(config_json, family, set(tensors), dropout, n_classes, image_size)
+    arguments = (config_json, family, set(tensors), dropout, n_classes, image_size)
+    try:
+        with torch.device("meta"):  # takes no memory, whatever sizes config.json asks for
+            sketch = build(*arguments)
+    except (TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{folder / 'config.json'}: must describe a model that can be built ({error})") from error
+    copy_weights(sketch, family, tensors, folder, new_head=n_classes is not None)  # do the tensors fit?
+    model = build(*arguments)
     copy_weights(model, family, tensors, folder, new_head=n_classes is not None)
     return model.eval(), read_processor(folder)
 
@@ -142,6 +149,8 @@ def build(
     `load_pretrained`.
     """
     config = translate_config(config_json, family, dropout)
+    few = f"at most {len(names)}, the number of tensors in the file"
+    require(config.n_layers <= len(names), family.settings["n_layers"], config.n_layers, few)
     new_head = n_classes is not None
     n_labels = n_classes if new_head else len(config_json.get("id2label", ("LABEL_0", "LABEL_1")))
     if family is FAMILIES["vit"]:
@@ -201,6 +210,9 @@ def copy_weights(model: Transformer, family: Family, tensors: dict[str, Tensor],
         for name in names:
             require(name in tensors, f"tensor {name} in {folder}", "missing", f"there, for {ours}")
         parts = [tensors[name] for name in names]
+        for name, part in zip(names, parts, strict=True):
+            known = part.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+            require(known, f"tensor {name} in {folder}", part.dtype, "float16, bfloat16, float32 or float64")
         what = f"shape of {', '.join(names)} in {folder}"
         shapes = [tuple(part.shape) for part in parts]
         wanted = f"{tuple(parameter.shape)} for {ours}"

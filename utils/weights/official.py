@@ -8,6 +8,7 @@ from pathlib import Path
 from utils.download import Remote, cache_dir, fetch
 
 HUB = "https://huggingface.co"
+LARGEST = 2**33  # bytes of a file: those of GPT-2 XL are 6.4 GB
 
 
 @dataclass(frozen=True)
@@ -49,5 +50,6 @@ def download(name: str) -> Path:
     model = OFFICIAL[name]
     hashes = {"config.json": None, "model.safetensors": model.hash, model.processor: None}
     for file, hash in hashes.items():
-        fetch(Remote(f"{HUB}/{model.repository}/resolve/{model.revision}/{file}", hash), file, folder=name)
+        url = f"{HUB}/{model.repository}/resolve/{model.revision}/{file}"
+        fetch(Remote(url, hash, most=LARGEST), file, folder=name)
     return cache_dir() / name

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ def read_processor(folder: Path) -> Tokenizer | ImageTransform | None:
     if (folder / "preprocessor_config.json").is_file():
         return read_image_transform(folder)
     if (folder / "tokenizer.json").is_file():
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer = read_library_file(folder / "tokenizer.json", Tokenizer.from_file)
         # The file may ask for truncation and padding. Here texts are encoded whole, and batches are padded elsewhere.
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -66,15 +67,34 @@ def read_processor(folder: Path) -> Tokenizer | ImageTransform | None:
     return None
 
 
+def read_library_file(path: Path, read: Callable, *more: Path) -> Any:
+    """Return what `read` of the library tokenizers makes of files. Raises ValueError, the library a bare Exception."""
+    try:
+        return read(str(path), *map(str, more))
+    except Exception as error:
+        raise ValueError(f"{path}: must be a whole file of a tokenizer ({error})") from error
+
+
 def read_image_transform(folder: Path) -> ImageTransform:
     """Return the image transform that preprocessor_config.json describes."""
-    settings = read_json(folder / "preprocessor_config.json")
+    file = folder / "preprocessor_config.json"
+    settings = read_json(file)
     size = settings.get("size", 224)
     if isinstance(size, dict):  # older files hold a number
         size = size.get("height", size.get("shortest_edge"))
-    mean = tuple(settings.get("image_mean", (0.5, 0.5, 0.5)))
-    std = tuple(settings.get("image_std", (0.5, 0.5, 0.5)))
-    return ImageTransform(size, mean, std, settings.get("resample", Image.Resampling.BILINEAR))
+    require(type(size) is int and 0 < size <= 4096, f"size in {file}", size, "a whole number from 1 to 4096")
+    colours = []
+    for name in ("image_mean", "image_std"):
+        values = settings.get(name, (0.5, 0.5, 0.5))
+        least = 0 if name == "image_mean" else 1e-6  # the pictures are divided by the deviation
+        good = isinstance(values, (list, tuple)) and len(values) in (1, 3)
+        good = good and all(isinstance(value, (int, float)) and least <= value <= 1 for value in values)
+        require(good, f"{name} in {file}", values, f"1 or 3 numbers from {least} to 1")
+        colours.append(tuple(values))
+    resample = settings.get("resample", Image.Resampling.BILINEAR)
+    known = [int(way) for way in Image.Resampling]
+    require(resample in known, f"resample in {file}", resample, f"one of {known}")
+    return ImageTransform(size, *colours, resample)
 
 
 def read_wordpiece(folder: Path) -> Tokenizer:
@@ -94,7 +114,8 @@ def read_wordpiece(folder: Path) -> Tokenizer:
 
 def read_byte_level_bpe(folder: Path) -> Tokenizer:
     """Return GPT-2's tokeniser from vocab.json and merges.txt."""
-    tokenizer = assemble_byte_level_bpe(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    model = read_library_file(folder / "vocab.json", models.BPE.from_file, folder / "merges.txt")
+    tokenizer = assemble_byte_level_bpe(model)
     if tokenizer.token_to_id("<|endoftext|>") is not None:
         tokenizer.add_special_tokens(["<|endoftext|>"])
     return tokenizer

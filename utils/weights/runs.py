@@ -23,12 +23,26 @@ from transformer import (
 BEST = Path("checkpoints", "best.ckpt")  # of a run, in its folder
 
 
+def read_checkpoint(path: Path) -> dict | None:
+    """Return the contents of a checkpoint of one of our runs; None for a file that is none, damaged or missing."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # damaged bytes make torch.load raise almost anything; the caller says that they are damaged
+        return None
+    parts = {"hyper_parameters", "global_step", "state_dict"}
+    return saved if isinstance(saved, dict) and parts <= saved.keys() else None
+
+
 def load_run(folder: Path, dropout: float = 0.0, n_classes: int | None = None) -> Transformer:
     """Return the best model of one of our own training runs, whose --out is `folder`.
 
     n_classes: give BERT or ViT a new, untrained classifier for as many classes.
+    Raises ValueError for a checkpoint that is damaged, or whose weights are not finite.
     """
-    checkpoint = torch.load(folder / BEST, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(folder / BEST)
+    require(checkpoint is not None, "pretrained", str(folder), f"a run whose {BEST} is whole")
+    finite = all(bool(weight.isfinite().all()) for weight in checkpoint["state_dict"].values())
+    require(finite, "pretrained", str(folder), f"a run whose {BEST} has finite weights")
     settings = checkpoint["hyper_parameters"]
     if "image_size" in settings:
         kind = ViT
