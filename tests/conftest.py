@@ -12,8 +12,8 @@ import pytest
 import tiny
 import torch
 from torch import nn
+from whole_runs import run
 
-from runs import run
 from transformer import Config, DecoderTransformer, EncoderTransformer
 from utils.files import ROOT
 

@@ -14,8 +14,8 @@ import lightning as L
 import pytest
 import tiny
 from conftest import environment, program
+from whole_runs import MODELS, Break, assert_same_run, data_module, interrupted, rows, run, same, saved
 
-from runs import MODELS, Break, assert_same_run, data_module, interrupted, rows, run, same, saved
 from utils.files import ROOT
 from utils.training import command
 from utils.training.presets import PRESETS

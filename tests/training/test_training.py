@@ -16,8 +16,8 @@ from lightning.pytorch.callbacks import timer
 from lightning.pytorch.utilities.model_summary import get_human_readable_count
 from matplotlib.figure import Figure
 from torch.nn import functional as F
+from whole_runs import data_module, rows, run, same, saved
 
-from runs import data_module, rows, run, same, saved
 from transformer import BERT, GPT, Config, Recipe, ViT, train, train_gpt
 from utils import plots
 from utils.data import baselines

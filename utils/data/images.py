@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ FASHION_MNIST_FILES = {
 }
 FASHION_CLASSES = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 VALIDATION = ("validation", "valid", "val")  # names of the folder of the validation part
+MOST_BYTES = 2**28  # of an unpacked IDX file
 MANY = 1000  # pictures: so many take long to decode
 
 # Pictures, uint8 (N, channels, height, width), and the numbers of their classes, int64 (N,).
@@ -124,12 +126,17 @@ def read_idx(path: Path) -> Tensor:
     """Return the array of bytes in a gzipped IDX file, the format of MNIST (LeCun), as uint8.
 
     The file holds two zero bytes, the type 8, the number of dimensions, their sizes as 4-byte integers, and the bytes.
+    Raises ValueError for any other file.
     """
-    content = gzip.decompress(path.read_bytes())
-    n_dimensions = content[3]
-    shape = np.frombuffer(content, ">i4", n_dimensions, offset=4)
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * n_dimensions)
-    return torch.from_numpy(values.reshape(shape).copy())
+    try:
+        with gzip.open(path) as file:
+            content = file.read(MOST_BYTES)
+        n_dimensions = content[3]
+        shape = np.frombuffer(content, ">i4", n_dimensions, offset=4)
+        values = np.frombuffer(content, np.uint8, offset=4 + 4 * n_dimensions)
+        return torch.from_numpy(values.reshape(shape).copy())
+    except (OSError, EOFError, zlib.error, IndexError, ValueError) as error:
+        raise ValueError(f"{path}: must be a gzipped IDX file of bytes ({error})") from error
 
 
 def pizza_steak_sushi(size: int) -> ImageSet:

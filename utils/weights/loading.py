@@ -91,13 +91,16 @@ def find_family(config_json: dict, folder: Path) -> Family:
     """
     file = folder / "config.json"
     kind = config_json.get("model_type")
-    require(kind in FAMILIES, f"model_type in {file}", kind, f"one of {', '.join(FAMILIES)}")
+    known = isinstance(kind, str) and kind in FAMILIES
+    require(known, f"model_type in {file}", kind, f"one of {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
     # Files of older versions of transformers call two of the rotary settings by other names; newer files keep all
     # three in a dictionary of their own.
     old_names = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}
     settings = {old_names.get(name, name): value for name, value in config_json.items()}
-    settings |= config_json.get("rope_parameters") or {}
+    rotary = config_json.get("rope_parameters") or {}
+    require(isinstance(rotary, dict), f"rope_parameters in {file}", rotary, "an object")
+    settings |= rotary
     for name, (allowed, default) in family.required.items():
         value = settings.get(name, default)
         require(value == allowed, f"{name} in {file}", value, repr(allowed))
@@ -112,10 +115,13 @@ def read_tensors(folder: Path, family: Family) -> dict[str, Tensor]:
     shards = {"model.safetensors"}
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(read_json(index).get("weight_map", {}).values())
+        places = read_json(index).get("weight_map")
+        named = isinstance(places, dict) and all(isinstance(shard, str) for shard in places.values())
+        require(named, f"weight_map in {index}", places, "an object with the name of a file for each tensor")
+        shards = set(places.values())
     tensors: dict[str, Tensor] = {}
     for shard in sorted(shards):
-        beside = isinstance(shard, str) and Path(shard).name == shard  # a path could lead out of the folder
+        beside = Path(shard).name == shard  # a path could lead out of the folder
         require(beside, f"shard in {index}", shard, "a file beside it")
         require((folder / shard).is_file(), "pretrained", str(folder), f"a folder that holds {shard}")
         try:
@@ -177,7 +183,7 @@ def build(
 def translate_config(config_json: dict, family: Family, dropout: float) -> Config:
     """Return our Config for a config.json."""
     sizes = [family.settings[field] for field in ("n_layers", "n_heads", "d_model")]
-    complete = all(name in config_json for name in sizes)
+    complete = all(config_json.get(name) is not None for name in sizes)
     require(complete, "config.json", sorted(config_json), f"one with {', '.join(family.settings.values())}")
     settings = dict(family.defaults)
     for field, name in family.settings.items():

@@ -44,14 +44,17 @@ def load_run(folder: Path, dropout: float = 0.0, n_classes: int | None = None) -
     finite = all(bool(weight.isfinite().all()) for weight in checkpoint["state_dict"].values())
     require(finite, "pretrained", str(folder), f"a run whose {BEST} has finite weights")
     settings = checkpoint["hyper_parameters"]
-    if "image_size" in settings:
-        kind = ViT
-    elif settings["config"].causal:
-        kind = GPT
-    else:
-        kind = BERT
-    config = replace(settings["config"], dropout=dropout)
-    module = kind.load_from_checkpoint(folder / BEST, map_location="cpu", weights_only=True, config=config)
+    try:
+        if "image_size" in settings:
+            kind = ViT
+        elif settings["config"].causal:
+            kind = GPT
+        else:
+            kind = BERT
+        module = kind(**settings | {"config": replace(settings["config"], dropout=dropout)})
+        module.load_state_dict(checkpoint["state_dict"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"pretrained={str(folder)!r}: must be a run whose {BEST} is whole ({error})") from error
     model = module.model
     if n_classes is not None:
         require(kind is not GPT, "n_classes", n_classes, "left out: GPT has no classifier")
