@@ -106,3 +106,13 @@ def test_image_losses():
 @pytest.mark.parametrize("right, n, low, high", [(31, 75, 0.3087, 0.5263), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0)])
 def test_interval(right, n, low, high):
     assert baselines.interval(right / n, n) == pytest.approx((low, high), abs=2e-4)
+
+
+def test_baselines_of_many_items_are_fitted_on_a_sample(monkeypatch):
+    assert torch.equal(baselines.sample(baselines.MOST), torch.arange(baselines.MOST))
+    some = baselines.sample(3 * baselines.MOST)
+    assert len(set(some.tolist())) == len(some) == baselines.MOST and some.max() > 2 * baselines.MOST
+    monkeypatch.setattr(baselines, "MOST", 400)
+    texts = [f"{'good' if i % 2 else 'bad'} {i}" for i in range(2000)]
+    ladder = baselines.table_ladder((texts, [i % 2 for i in range(2000)]), (texts[:100], [i % 2 for i in range(100)]))
+    assert ladder == {"largest class": 0.5, "TF-IDF, logistic regression": 1.0}

@@ -93,3 +93,13 @@ def test_data_modules_share_out_their_batches():
             assert all(map(torch.equal, parts[rank][0][i], (tensor[rank:n:2] for tensor in batch)))
     rows = sorted(row.tolist() for batch in whole[1] for row in batch[0])
     assert rows == sorted(row.tolist() for part in parts for batch in part[1] for row in batch[0])
+
+
+def test_items_that_devices_cannot_share_are_said_to_be_left_out(capsys):
+    for rank in (0, 1):
+        assert sum(len(items) for items, _ in read(made(world=2, rank=rank))) == 10
+    (line,) = capsys.readouterr().out.splitlines()  # the first device says it for all
+    assert line == "1 of 21 training items are left out of each epoch: 2 devices cannot share them"
+    made(world=2, n=20)
+    made()
+    assert capsys.readouterr().out == ""
