@@ -116,7 +116,10 @@ def command(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         print(f"transformer.py: error: {shown(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
-    except Exception:
+    except Exception as error:
+        gone = isinstance(error, torch.distributed.DistError) or re.search("Connection (closed|reset)", str(error))
+        if rank_zero_only.rank and gone:  # the first process has ended, and has said why
+            return 1
         print("transformer.py: this is a bug of the project. Please report it with the lines below.", file=sys.stderr)
         raise
     except KeyboardInterrupt:  # before or after the training, or for the second time
