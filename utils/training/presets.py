@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, dict]] = {
         },
         "finetune-small": {
             "data": "python-docs",
-            "config": SMALLER | {"d_model": 128, "d_ff": 512, "dropout": 0.05},
+            "config": SMALLER | {"d_model": 128, "d_ff": 512, "dropout": 0.1},
             "recipe": TUNE | {"optimizer": "muon", "muon_lr": 0.01, "lr": 1e-3},
             "batches": {"context": 128, "batch_size": 8},
             "trainer": {"max_epochs": 6},
