@@ -3,6 +3,7 @@
 That every cell runs is checked by `python -m utils.maintenance.notebooks --fast`.
 """
 
+import base64
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from nbclient.exceptions import CellExecutionError
 
 from utils.lessons.notebook import choose_scale
 from utils.maintenance import stamp
-from utils.maintenance.notebooks import NAMES, ROOT, code_hash, printed_code, solutions
+from utils.maintenance.notebooks import NAMES, ROOT, WIDGET, code_hash, printed_code, solutions
 
 notebooks = pytest.mark.parametrize("name", NAMES)
 
@@ -39,6 +40,13 @@ def test_outputs_are_of_a_whole_run_of_this_code(name):
     assert re.search(r"scale: (small|full) ", text) and "FAST" not in text
     assert not re.search(r"(/home/|/root/|/tmp/|/Users/|[A-Z]:\\\\)", text)
     assert not re.search(r"it/s\]|━━|Warning", text)  # no progress bar, no warning
+
+
+@notebooks
+def test_every_widget_has_a_picture(name):
+    outputs = [output.get("data", {}) for cell in read(name).cells for output in cell.get("outputs", [])]
+    widgets = [data for data in outputs if WIDGET in data]
+    assert widgets and all(base64.b64decode(data["image/png"]).startswith(b"\x89PNG") for data in widgets)
 
 
 @notebooks

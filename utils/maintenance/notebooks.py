@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import base64
 import hashlib
 import inspect
 import os
@@ -23,6 +24,7 @@ import transformer
 from utils.files import ROOT, whole
 from utils.maintenance import stamp
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -52,6 +54,16 @@ def solutions(notebook: nbformat.NotebookNode) -> list[str]:
     return [code for part in hidden for code in re.findall(r"```python\n(.*?)```", part, re.DOTALL)]
 
 
+def add_pictures(notebook: nbformat.NotebookNode) -> None:
+    """Put a picture beside each widget, for pages without a kernel: that of assets/, with a model of `make demo`."""
+    for cell in notebook.cells:
+        shown = re.search(r"display\((sampler|fill_mask|image_explorer)\(", cell.source)
+        for output in cell.get("outputs", []):
+            if shown and WIDGET in output.get("data", {}):
+                picture = ROOT / "assets" / f"{shown[1].replace('_', '-')}.png"
+                output.data["image/png"] = base64.b64encode(picture.read_bytes()).decode()
+
+
 def run(name: str, fast: bool) -> float:
     """Execute notebooks/NAME.ipynb and return how many seconds that took.
 
@@ -73,6 +85,7 @@ def run(name: str, fast: bool) -> float:
             allowed = f"free of this machine's paths; the output of cell {cell.id} shows one"
             transformer.require(not private, "notebook", name, allowed)
             cell.metadata.pop("execution", None)  # when each cell ran
+        add_pictures(notebook)
         notebook.metadata.pop("widgets", None)
         notebook.metadata["one_transformer"] = {"code_sha256": code_hash(notebook), "seconds": round(seconds)}
         with whole(path) as draft:
