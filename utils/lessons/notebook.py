@@ -1,4 +1,6 @@
-"""What the notebooks share: the size of the run, the code that is being explained, and training without log lines."""
+"""What the notebooks share: the size of the run, the code that is being explained, checks of what the learner writes,
+and training without log lines.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ import lightning as L
 import torch
 
 from transformer import require
+from utils.lessons.checks import check
 from utils.training.cpu import OneDNN
+
+__all__ = ["check", "choose_scale", "precision", "quiet", "source"]
 
 
 def choose_scale(choice: str = "auto") -> str:

@@ -47,11 +47,36 @@ def printed_code(cells: list[str]) -> list[str]:
     return [inspect.getsource(attrgetter(name)(transformer)) for name in names]
 
 
+def hidden_code(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
+    """The summaries of what is folded away in the notebook's text, each with the code in it."""
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    hidden = re.findall(r"<details><summary>(.*?)</summary>(.*?)</details>", text, re.DOTALL)
+    return [(summary, code) for summary, part in hidden for code in re.findall(r"```python\n(.*?)```", part, re.DOTALL)]
+
+
 def solutions(notebook: nbformat.NotebookNode) -> list[str]:
     """The code of the exercises' hidden solutions."""
-    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    hidden = re.findall(r"<details>(.*?)</details>", text, re.DOTALL)
-    return [code for part in hidden for code in re.findall(r"```python\n(.*?)```", part, re.DOTALL)]
+    return [code for summary, code in hidden_code(notebook) if summary == "Solution"]
+
+
+def your_turns(notebook: nbformat.NotebookNode) -> dict[str, str]:
+    """The hidden solutions of the functions that the learner writes, by their names: those that are headed
+    `Solution: NAME`.
+    """
+    return {
+        summary.removeprefix("Solution: "): code
+        for summary, code in hidden_code(notebook)
+        if summary.startswith("Solution: ")
+    }
+
+
+def write_solutions(notebook: nbformat.NotebookNode) -> None:
+    """Put the hidden solutions in the place of the functions left to the learner, and demand that they pass."""
+    for name, code in your_turns(notebook).items():
+        checked = f'{name} = lesson.check("{name}", {name})'
+        (cell,) = [cell for cell in notebook.cells if cell.cell_type == "code" and checked in cell.source]
+        rest = cell.source[cell.source.index(checked) :].removeprefix(checked)
+        cell.source = f"{code}\nwritten = {name}\n{checked}\nassert {name} is written{rest}"
 
 
 def add_pictures(notebook: nbformat.NotebookNode) -> None:
@@ -67,12 +92,14 @@ def add_pictures(notebook: nbformat.NotebookNode) -> None:
 def run(name: str, fast: bool) -> float:
     """Execute notebooks/NAME.ipynb and return how many seconds that took.
 
-    fast: train for a few steps only, run the exercises' solutions too, and leave the file as it is. Otherwise the
-    notebook is written back with its outputs; ValueError if one of them shows a path of this machine.
+    fast: train for a few steps only, with the solutions in the place of the learner's functions, run the exercises'
+    solutions too, and leave the file as it is. Otherwise the notebook runs as it stands and is written back with its
+    outputs; ValueError if one of them shows a path of this machine.
     """
     path = ROOT / "notebooks" / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     if fast:
+        write_solutions(notebook)
         notebook.cells += [nbformat.v4.new_code_cell(code) for code in solutions(notebook)]
     os.environ["FAST_RUN"] = str(int(fast))
     began = time.perf_counter()
