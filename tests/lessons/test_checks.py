@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from utils.lessons import notebook as lesson
-from utils.lessons.checks import Mistake, Task, examine, outcomes, same
+from utils.lessons.checks import examine, outcomes, same
 from utils.lessons.tasks import TASKS
+from utils.lessons.tasks.task import Mistake, Task
 from utils.maintenance.notebooks import NAMES, ROOT, your_turns
 
 tasks = pytest.mark.parametrize("name", TASKS)

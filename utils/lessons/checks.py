@@ -10,37 +10,15 @@ import copy
 import math
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from transformer import require
+from utils.lessons.tasks import TASKS
+from utils.lessons.tasks.task import Task
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}  # absolute and relative; float32 has 7 digits
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """What a learner is told, and a function that makes the mistake."""
-
-    diagnosis: str
-    function: Callable
-
-
-@dataclass(frozen=True)
-class Task:
-    """A function for the learner to write.
-
-    reference: the right one. cases: makes the arguments of each call, the same at every call. returns: what the
-    function has to return, in words and letters. hint: what a learner reads who has not begun.
-    """
-
-    reference: Callable
-    cases: Callable[[], list[tuple]]
-    returns: str
-    hint: str
-    mistakes: tuple[Mistake, ...]
 
 
 def check(name: str, mine: Callable) -> Callable:
@@ -48,8 +26,6 @@ def check(name: str, mine: Callable) -> Callable:
 
     Returns `mine` if it is right. Otherwise it returns the reference, so that the notebook can go on.
     """
-    from utils.lessons.tasks import TASKS
-
     require(name in TASKS, "name", name, f"one of {', '.join(TASKS)}")
     require(callable(mine), name, mine, "a function")
     task = TASKS[name]

@@ -12,14 +12,9 @@ import torch
 from torch import Tensor
 
 from transformer import Block, Config
-from utils.lessons.checks import Mistake, Task
+from utils.lessons.tasks.task import Mistake, Task, draw
 
 INF = math.inf
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Normal random numbers, the same at every call."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 # ------------------------------------------------------------------------------------------------ scores
