@@ -161,10 +161,10 @@ class Attention(nn.Module):
         return q, k, v
 
     def visible(self, T: int, S: int, mask: Tensor | None, device: torch.device) -> Tensor | None:
-        """Which of S keys each of T queries may attend to: True where it may; None if all may.
+        """Which of the S keys each of the T queries may attend to: True where it may.
 
-        mask: (B, S), False at padding, or None without padding. The result broadcasts to
-        (B, H, T, S).
+        mask: (B, S), True at tokens and False at padding; None if there is no padding. Returns a
+        tensor that broadcasts to the scores (B, H, T, S), or None if nothing is hidden.
         """
         padding = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, S)
         if not self.causal:
@@ -183,17 +183,18 @@ class Attention(nn.Module):
     ) -> Tensor:
         """(B, T, C) -> (B, T, C).
 
-        mask: (B, S), boolean. Shorter texts of a batch are filled up with padding tokens, where the
-        mask is False. Padding must come last: if a causal text began with it, the queries there
-        would see no key at all, and their softmax would be 0 / 0. cache: the keys and values of
-        earlier tokens, which these T tokens continue.
+        mask: (B, S), boolean. Shorter texts of a batch are filled up with padding tokens at their
+        end; the mask is True at tokens and False at padding. (At the beginning of a causal text,
+        padding would leave the first query without a visible key. Softmax divides by a sum over the
+        visible keys, which would then be 0, and the result would be NaN.) cache: the keys and
+        values of earlier tokens, which these T tokens continue.
         """
         q, k, v = self.project(x, cache)
         T, S = q.shape[2], k.shape[2]
         dropout = self.dropout if self.training else 0.0
         # One call of PyTorch for the scores, their division by sqrt(D), the softmax, dropout on the
         # attention weights, and the average of the values: y is (B, H, T, D). The method `weights`
-        # below has the first three steps written out.
+        # has the first three steps written out.
         if self.causal and mask is None and T == S:
             # PyTorch's built-in causal mask is the fastest. It lets query i see the keys 0 to i,
             # which is right only if T == S.
@@ -550,15 +551,16 @@ class PatchEmbedding(nn.Module):
 
 
 class MLMHead(nn.Module):
-    """BERT's head for masked language modelling: a hidden state to a logit for every token.
+    """BERT's head for predicting masked tokens: a hidden state to a logit for every token.
 
-    The layers before the last are those of BERT's published code; the paper does not mention them.
+    Before the last layer come a linear layer, an activation and a LayerNorm. BERT's published code
+    has them; the paper does not mention them.
     """
 
     def __init__(self, config: Config, tokens: nn.Embedding, tied: bool = True) -> None:
-        """`tied`: the last layer, which BERT's code calls the decoder, and the token embeddings are
-        one weight (V, C). The logit of a token is then the dot product of the hidden state with the
-        embedding of the token, plus a bias.
+        """`tied`: the last layer, `decoder`, has the token embeddings (V, C) as its weight. The
+        logit of a token is then the dot product of the hidden state with the token's embedding,
+        plus a bias.
         """
         super().__init__()
         self.dense = nn.Linear(config.d_model, config.d_model)

@@ -4,6 +4,7 @@ The models are in float64 with large weights: with the usual small ones a wrong 
 """
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,11 @@ from whole_runs import run
 
 from transformer import Config, DecoderTransformer, EncoderTransformer
 from utils.files import ROOT
+
+# What starts the tests may ignore these signals (nohup, a job in the background), and processes hand that down. A run
+# that is stopped by an ignored signal goes on, as it should, so the tests begin as in a terminal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Arguments of Lightning's Trainer: one process on the CPU, nothing on the screen.
 QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False}

@@ -8,10 +8,12 @@ import sys
 import time
 import zipfile
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryDirectory, TemporaryFile
+from typing import TypeVar
 
 import requests
 from tqdm import tqdm
@@ -21,6 +23,7 @@ from utils.files import whole
 TRIES = 3
 PAUSE = 1.0  # seconds before the second try, and twice as long before the third
 CONNECT_TIMEOUT = 10.0  # seconds to reach the server
+Data = TypeVar("Data")
 TIMEOUT = 30.0  # seconds without any data before a try is given up
 
 
@@ -55,6 +58,20 @@ def file_hash(path: Path, kind: str) -> str:
         digest.update(b"blob %d\0" % path.stat().st_size)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: digest).hexdigest()
+
+
+def load_named(loaders: dict[str, Callable[..., Data]], name: str, fallback: str | None, *arguments: object) -> Data:
+    """Return loaders[name](*arguments); if its download fails, the one of `fallback`, with one printed line.
+
+    Without a fallback, a failed download raises DownloadError.
+    """
+    try:
+        return loaders[name](*arguments)
+    except DownloadError as error:
+        if fallback is None:
+            raise
+        print(f"{name} cannot be downloaded, so {fallback} is used instead ({error}).")
+        return loaders[fallback](*arguments)
 
 
 def fetch(remote: Remote, name: str, folder: str = "") -> Path:

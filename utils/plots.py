@@ -141,6 +141,30 @@ def ladder_bars(rungs: dict[str, float], ours: dict[str, float], unit: str, bett
     return figure
 
 
+def accuracy_curves(results: dict[str, dict[int, tuple[float, float, float]]], items: str) -> Figure:
+    """Accuracy against the number of training items, which are called `items`, on a logarithmic axis.
+
+    results: for each method, the number of items -> accuracy, and the lower and upper end of its interval.
+    """
+    figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    numbers = sorted({n for points in results.values() for n in points})
+    for i, (name, points) in enumerate(results.items()):
+        aside = 1.04 ** (i - (len(results) - 1) / 2)  # beside each other, so that the intervals do not overlap
+        xs = [n * aside for n in points]
+        ys, lows, highs = zip(*points.values(), strict=True)
+        below = [y - low for y, low in zip(ys, lows, strict=True)]
+        above = [high - y for y, high in zip(ys, highs, strict=True)]
+        axes.errorbar(xs, ys, yerr=(below, above), marker="o", markersize=4, capsize=3, linewidth=1.5, label=name)
+    axes.set_xscale("log")
+    axes.set_xticks(numbers, labels=[f"{n:,}" for n in numbers])
+    axes.minorticks_off()
+    axes.set(xlabel=f"{items} to learn from", ylabel="accuracy on the test part")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    return figure
+
+
 # ------------------------------------------------------------------------------------------------ attention
 def attention_grid(maps: Sequence[Tensor], tokens: Sequence[str], layers: Sequence[int] | None = None) -> Figure:
     """The attention weights of one text: a heat map for each layer (down) and head (across). In each, a row is a token
@@ -166,6 +190,36 @@ def attention_grid(maps: Sequence[Tensor], tokens: Sequence[str], layers: Sequen
     figure.supxlabel("token that is attended to", fontsize=10)
     figure.supylabel("token that attends", fontsize=10)
     return figure
+
+
+def attention_plane(query: Tensor, keys: Tensor, weights: Tensor, mixed: Tensor, tokens: Sequence[str]) -> Figure:
+    """One query among the keys of T tokens, as arrows in the plane, and the weights that it gives them, as bars.
+
+    query (2,), keys (T, 2), weights (T,), mixed (2,): the average of the values by the weights.
+    """
+    figure = Figure(figsize=(8.8, 3.8), layout="constrained", dpi=100)
+    plane, bars = figure.subplots(1, 2, width_ratios=(1, 1.2))
+    reach = 1.5 * max(1.0, keys.abs().max().item(), query.abs().max().item())
+    for key, weight, token in zip(keys.tolist(), weights.tolist(), tokens, strict=True):
+        draw_arrow(plane, key, BLUE, alpha=0.25 + 0.75 * weight, width=1 + 4 * weight)
+        plane.annotate(token, key, (5, 4), textcoords="offset points", color=BLUE)
+    draw_arrow(plane, query.tolist(), ORANGE, alpha=1, width=2)
+    plane.annotate("query", query.tolist(), (5, -12), textcoords="offset points", color=ORANGE)
+    plane.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="1st feature", ylabel="2nd feature")
+    plane.set_title("the query (orange) and the keys (blue)", fontsize=10)
+    plane.grid(alpha=0.3)
+    drawn = bars.barh(list(tokens), weights.tolist(), color=BLUE)
+    bars.bar_label(drawn, fmt="%.2f", padding=4)
+    bars.set(xlim=(0, 1.15), xlabel="attention weight")
+    bars.invert_yaxis()  # the first token at the top
+    bars.set_title("mixed value: ({:.2f}, {:.2f})".format(*mixed.tolist()), fontsize=10)
+    return figure
+
+
+def draw_arrow(axes: Axes, end: Sequence[float], colour: str, alpha: float, width: float) -> None:
+    """An arrow from the origin to `end`."""
+    style = {"arrowstyle": "-|>", "color": colour, "alpha": alpha, "lw": width, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", end, (0, 0), arrowprops=style)
 
 
 def image_attention(
@@ -209,7 +263,8 @@ def heat_map(
     """A matrix as colours. Values that are not finite, such as log 0, stay white.
 
     x, y, label: what the columns, the rows and the values are. ticks: names of the rows, which are also those of the
-    columns. low, high: the values at the ends of the colour scale; None: the smallest and the largest value.
+    columns. low, high: the values at the ends of the colour scale; None: the smallest and the largest value. A
+    matrix of few columns shows its numbers as well.
     """
     side = 6 if ticks is None else max(4.5, 0.28 * len(ticks) + 2)
     height = side * min(1, max(0.5, len(values) / values.shape[1]))
@@ -222,6 +277,11 @@ def heat_map(
         names = [repr(tick)[1:-1] for tick in ticks]
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
+    if values.shape[1] <= 6:
+        for row, column in values.isfinite().nonzero().tolist():
+            number = values[row, column].item()
+            colour = "black" if image.norm(number) > 0.6 else "white"
+            axes.text(column, row, f"{number:.2f}", ha="center", va="center", color=colour)
     figure.colorbar(image, ax=axes, label=label)
     return figure
 

@@ -369,7 +369,11 @@ def test_notebook(name, needs, chromium, tmp_path, monkeypatch):
         number(page, "Length", 30)
         assert len(generate(page)) > 40
     elif name == "bert":
-        page.locator(".candidate").first.click()
+        box = control(page, "Sentence", "input")
+        for left in (1, 0):
+            page.wait_for_timeout(1000)  # longer than PAUSE: clicks count
+            page.locator(".candidate:visible").first.click()
+            until(lambda left=left: box.input_value().count("___") == left, "a filled blank")
         page.get_by_text("No blank is left").wait_for()
     else:
         button(page, "Next").click()

@@ -11,6 +11,7 @@ from samples import cache_without_network, put
 from utils.data import labelled
 from utils.data.labelled import TableData, load_table, write_docs_table
 from utils.data.text import load_corpus, part_of
+from utils.download import DownloadError
 
 
 def write_table(path, rows, header=("text", "label")):
@@ -36,6 +37,15 @@ def test_movie_reviews_come_from_the_cache(tmp_path, monkeypatch):
     found = {text: table.classes[label] for part in (table.train, table.validation, table.test) for text, label in zip(*part, strict=True)}
     assert found == {text: ("negative", "positive")[i % 2] for i, text in enumerate(texts)}
     assert all(part_of(text) == "train" for text in table.train[0]) and "Pang" in table.describe()["source"]
+
+
+def test_a_failed_download_has_a_fallback_if_one_is_named(tmp_path, monkeypatch, capsys):
+    cache_without_network(tmp_path, monkeypatch)
+    with pytest.raises(DownloadError):
+        load_table("movie-reviews")
+    table = load_table("movie-reviews", fallback="docstrings")
+    assert table.name == "docstrings" and len(table.classes) == 20
+    assert capsys.readouterr().out.startswith("movie-reviews cannot be downloaded, so docstrings is used instead (")
 
 
 def test_parts_of_a_table(tmp_path):

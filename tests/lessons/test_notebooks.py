@@ -14,11 +14,19 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from utils.lessons.notebook import choose_scale
+from utils.lessons.notebook import choose_scale, preset, steps
+from utils.lessons.tasks import TASKS
 from utils.maintenance import stamp
-from utils.maintenance.notebooks import NAMES, ROOT, WIDGET, code_hash, printed_code, solutions
+from utils.maintenance.notebooks import NAMES, ROOT, WIDGET, code_hash, printed_code, solutions, your_turns
+from utils.training.presets import PRESETS
 
+MODELS = ["bert", "gpt", "vit"]
+ORDER = [
+    "What you need", "The idea", "The data, looked at", "The model", "What has to be beaten", "Training",
+    "The result, beside the ladder", "A look inside", "Break it", "Play with it", "Transfer", "Exercises", "Glossary", "Papers",
+]  # fmt: skip
 notebooks = pytest.mark.parametrize("name", NAMES)
+ready = pytest.mark.parametrize("name", ["attention", "bert", "gpt"])
 
 
 def read(name):
@@ -27,6 +35,10 @@ def read(name):
 
 def code(name):
     return [cell for cell in read(name).cells if cell.cell_type == "code"]
+
+
+def text_of(notebook):
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
 @notebooks
@@ -55,27 +67,61 @@ def test_no_widget_state_and_not_large(name):
     assert (ROOT / "notebooks" / f"{name}.ipynb").stat().st_size < 2_000_000
 
 
-@notebooks
+def test_the_lessons_are_there():
+    assert NAMES == ["attention", "bert", "gpt", "vit"]
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_training_leaves_one_picture(name):
     (cell,) = [cell for cell in code(name) if "LiveCurve(" in cell.source]
     assert [list(output.data) for output in cell.outputs if "data" in output] == [["image/png", "text/plain"]]
 
 
-@notebooks
+@ready
 def test_shape(name):
-    """Short cells, five exercises with solutions, a GPU asked for, and no model code of its own."""
+    """Short cells, a GPU asked for, no network of its own, and five exercises with space for an answer."""
     notebook = read(name)
     assert all(len(cell.source.splitlines()) <= 25 for cell in code(name))
-    assert len(solutions(notebook)) == 5
     assert notebook.metadata["accelerator"] == "GPU" and notebook.metadata.kernelspec.name == "python3"
     assert not re.search(r"class \w+\((nn|torch\.nn|L)\.", "\n".join(cell.source for cell in code(name)))
-    titles = re.findall(r"^## (.*)$", "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"), re.M)
-    assert titles == ["The idea", "The data, looked at", "The model", "What has to be beaten", "Training",
-                      "The result, beside the ladder", "A look inside", "Play with it", "Official weights", "Break it", "Exercises"]  # fmt: skip
+    assert len(solutions(notebook)) == len([cell for cell in code(name) if cell.source == "# your answer"]) == 5
 
 
-def test_all_three_are_there():
-    assert NAMES == ["bert", "gpt", "vit"]
+@ready
+def test_order(name):
+    titles = re.findall(r"^## (.*)$", text_of(read(name)), re.M)
+    assert [titles[0], *titles[-3:]] == ["What you need", "Exercises", "Glossary", "Papers"]
+    if name in MODELS:
+        assert [title for title in titles if title in ORDER] == ORDER
+
+
+@ready
+def test_every_section_has_a_sentence_to_take_away(name):
+    sections = re.split(r"^## ", text_of(read(name)), flags=re.M)[1:]
+    for section in sections:
+        title = section.splitlines()[0]
+        if title not in ("What you need", "Exercises", "Glossary", "Papers"):
+            assert section.count("> **Take away.**") == 1, title
+
+
+@ready
+def test_figures_in_the_text_are_those_of_the_outputs(name):
+    """Every decimal number in the text of a lesson stands in an output, unless its sentence cites a paper."""
+    notebook = read(name)
+    printed = "\n".join(str(output.get("text", "")) for cell in code(name) for output in cell.outputs)
+    prose = re.split(r"^## Exercises", text_of(notebook), flags=re.M)[0]
+    for pattern in (r"<details>.*?</details>", r"```.*?```", r"\$\$.*?\$\$", r"^\|.*?$", r"\$[^$]*\$", r"`[^`]*`", r"\]\([^)]*\)"):
+        prose = re.sub(pattern, " ", prose, flags=re.S | re.M)
+    for sentence in re.split(r"(?<=[.:;?!])\s", prose):
+        if re.search(r"\b(19|20)\d\d\b|[Ss]ections? |[A-Z]\w+, \d\.\d", sentence):  # a paper, or a section of one
+            continue
+        for number in re.findall(r"\d+\.\d+", sentence):
+            assert number in printed, sentence
+
+
+def test_every_task_is_in_a_notebook():
+    written = [task for name in NAMES for task in your_turns(read(name))]
+    assert sorted(written) == sorted(TASKS)
 
 
 # ------------------------------------------------------------------------------------------------ the recorded hash
@@ -104,9 +150,10 @@ def test_the_hash_covers_the_code_that_is_printed(printed, cell, monkeypatch):
 @notebooks
 def test_the_hash_covers_every_print_of_code(name):
     """No notebook prints code in a way that the hash would miss."""
+    imports = [cell.source for cell in code(name) if "lesson.source(" not in cell.source]
     for cell in code(name):
         shows_code = 'class="highlight"' in str(cell.outputs)  # what IPython wraps around coloured code
-        assert shows_code == bool(printed_code([cell.source])), cell.source
+        assert shows_code == bool(printed_code([*imports, cell.source])), cell.source
 
 
 def test_the_hash_of_a_fork_is_the_same():
@@ -214,3 +261,22 @@ def test_the_first_cell_leaves_a_checkout_alone(folder, before, origin, run_firs
 def test_an_unknown_scale_is_named():
     with pytest.raises(ValueError, match="SCALE='huge': must be auto, small or full"):
         choose_scale("huge")
+
+
+def test_checks_that_every_cell_runs_can_end_all_training_early(monkeypatch):
+    for name in ("FAST_RUN", "STEPS", "SCALE"):
+        monkeypatch.delenv(name, raising=False)
+    assert (steps(300), choose_scale("small")) == (300, "small")
+    monkeypatch.setenv("STEPS", "3")
+    monkeypatch.setenv("SCALE", "full")
+    assert (steps(300), steps(2), choose_scale("small")) == (3, 2, "full")
+    monkeypatch.delenv("STEPS")
+    monkeypatch.setenv("FAST_RUN", "1")
+    assert (steps(300), choose_scale()) == (12, "fast")
+
+
+@pytest.mark.parametrize("model", PRESETS)
+def test_the_sizes_are_those_of_the_presets(model):
+    assert preset(model, "small") == PRESETS[model]["small"] and preset(model, "full") == PRESETS[model]["full"]
+    preset(model, "fast")["config"]["n_layers"] = 99
+    assert preset(model, "fast")["config"]["n_layers"] == 2  # and PRESETS is as it was

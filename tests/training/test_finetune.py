@@ -186,13 +186,13 @@ def test_an_official_name_is_downloaded(files, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(official, "HUB", f"http://127.0.0.1:{server.server_address[1]}")
     model = partial(official.Official, "openai-community/gpt2", revision="r1")
-    monkeypatch.setitem(official.OFFICIAL, "gpt2", model(hash=f"sha256:{digest}"))
+    monkeypatch.setitem(official.OFFICIAL, "gpt2", model(hashes={"model.safetensors": f"sha256:{digest}"}))
     monkeypatch.setattr("utils.download.PAUSE", 0.0)
     try:
         ours, tokenizer = load_pretrained("gpt2")
         said = capsys.readouterr().out
         assert "tokenizer.json: no hash is known" in said and "model.safetensors: no hash" not in said
-        monkeypatch.setitem(official.OFFICIAL, "gpt2", model(hash=f"sha256:{'0' * 64}"))
+        monkeypatch.setitem(official.OFFICIAL, "gpt2", model(hashes={"model.safetensors": f"sha256:{'0' * 64}"}))
         with pytest.raises(OSError, match="model.safetensors: sha256 is .*, expected 0000"):
             load_pretrained("gpt2")
     finally:

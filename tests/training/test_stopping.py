@@ -89,7 +89,6 @@ def begun(script: str, arguments: list[str], out: Path, **options) -> subprocess
     """A process that is about to take its first step."""
     process = subprocess.Popen(
         [sys.executable, script, *arguments], cwd=ROOT, env=environment(), text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test runner may ignore it
         **{"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} | options,
     )  # fmt: skip
     while not (out / "samples.txt").exists() and process.poll() is None:

@@ -18,7 +18,7 @@ from transformer import require
 from utils.data.batches import EvalBatches, TrainData, shard
 from utils.data.disk import kept, progress
 from utils.data.pictures import FORMATS, Augment, picture_files, read_picture
-from utils.download import DownloadError, Remote, cache_dir, fetch, unpack
+from utils.download import Remote, cache_dir, fetch, load_named, unpack
 from utils.files import shown
 
 # ------------------------------------------------------------------------------------------------ image sets
@@ -271,13 +271,7 @@ def load_images(name_or_folder: str | Path = "mnist-5k", size: int = 64, fallbac
     name = str(name_or_folder)
     require(size >= 1, "size", size, "at least 1 pixel")
     if name in IMAGE_SETS:
-        try:
-            return IMAGE_SETS[name](size)
-        except DownloadError as error:
-            if fallback is None:
-                raise
-            print(f"{name} cannot be downloaded, so {fallback} is used instead ({error}).")
-            return load_images(fallback, size)
+        return load_named(IMAGE_SETS, name, fallback, size)
     folder = Path(name_or_folder)
     require(folder.is_dir(), "data", name, f"a folder of pictures or one of {', '.join(IMAGE_SETS)}")
     return read_folder(folder, folder.name, size, "a folder of your own")

@@ -21,7 +21,7 @@ from transformer import require
 from utils.data.batches import EvalBatches, TrainData, pad, shard
 from utils.data.text import documents, part_of
 from utils.data.tokenisers import wordpiece_tokenizer
-from utils.download import Remote, fetch
+from utils.download import Remote, fetch, load_named
 from utils.files import shown
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -57,16 +57,19 @@ class Table:
         return {"name": self.name, "source": self.source, "sha256": digest, "classes": self.classes, **sizes}
 
 
-def load_table(name_or_path: str | Path) -> Table:
+def load_table(name_or_path: str | Path, fallback: str | None = None) -> Table:
     """Return a table of TABLES by its name, or a UTF-8 CSV file.
 
     Its header names a column of texts (see TEXTS) and one of labels (see LABELS). Two columns of any names will do as
     well: first the texts, then the labels. A column `part` may put each row into train, validation or test. Without it,
     the hash of the text decides, with chances of 85.5, 4.5 and 10 %, so that equal texts are in the same part. Raises
     ValueError for a file that cannot be read so, and for parts that cannot be trained and tested on.
+
+    fallback: the table to load instead, with one printed line, where a download fails. Without a fallback, a failed
+    download raises DownloadError.
     """
     if name_or_path in TABLES:
-        return TABLES[name_or_path]()
+        return load_named(TABLES, name_or_path, fallback)
     path = Path(name_or_path)
     csv.field_size_limit(2**31 - 1)  # texts may be longer than the 131,072 characters that Python allows
     try:
@@ -127,7 +130,17 @@ def movie_reviews() -> Table:
     return assemble(texts, labels, "movie-reviews", "sentence polarity 1.0 (Pang and Lee 2005), 10,662 sentences")
 
 
-TABLES: dict[str, Callable[[], Table]] = {"movie-reviews": movie_reviews}
+def docstrings() -> Table:
+    """The docstrings of this Python, labelled with their modules; see `docs_rows`."""
+    texts: dict[str, list[str]] = {part: [] for part in PARTS}
+    labels: dict[str, list[str]] = {part: [] for part in PARTS}
+    for text, module, part in docs_rows():
+        texts[part].append(text)
+        labels[part].append(module)
+    return assemble(texts, labels, "docstrings", "docstrings of Python's standard library; PSF License")
+
+
+TABLES: dict[str, Callable[[], Table]] = {"movie-reviews": movie_reviews, "docstrings": docstrings}
 
 
 def text_and_label(rows: list[dict[str, str]], path: Path) -> tuple[str, str]:
@@ -142,20 +155,23 @@ def text_and_label(rows: list[dict[str, str]], path: Path) -> tuple[str, str]:
     return text, label
 
 
-def write_docs_table(path: Path, n_classes: int = 20) -> None:
-    """Write a table of docstrings, each labelled with its module; only the `n_classes` modules with most docstrings.
+def docs_rows(n_classes: int = 20) -> list[tuple[str, str, str]]:
+    """Return docstrings as (text, module, part); only of the `n_classes` modules with most docstrings.
 
     Each docstring stays in the part of python-docs that it is in, so that a BERT trained on python-docs has not seen
     the texts that it is tested on.
     """
     modules = {text: module for module, text in documents() if module}
     largest = {module for module, _ in Counter(modules.values()).most_common(n_classes)}
+    return [(text, module, part_of(text)) for text, module in modules.items() if module in largest]
+
+
+def write_docs_table(path: Path, n_classes: int = 20) -> None:
+    """Write the docstrings of `docs_rows` as a CSV file."""
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(("text", "label", "part"))
-        for text, module in modules.items():
-            if module in largest:
-                table.writerow((text, module, part_of(text)))
+        table.writerows(docs_rows(n_classes))
 
 
 # ------------------------------------------------------------------------------------------------ data module

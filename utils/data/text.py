@@ -21,7 +21,7 @@ from transformer import require
 from utils.data.batches import EvalBatches, TrainData, shard
 from utils.data.disk import LongText, Text, long_text, n_bytes, progress, read_blocks, sample_of
 from utils.data.tokenisers import bpe_tokenizer, char_tokenizer, encode, wordpiece_tokenizer
-from utils.download import DownloadError, Remote, fetch
+from utils.download import Remote, fetch, load_named
 from utils.files import shown
 
 # ------------------------------------------------------------------------------------------------ corpora
@@ -181,13 +181,7 @@ def load_corpus(name_or_path: str | Path = "python-docs", fallback: str | None =
     """
     name = str(name_or_path)
     if name in CORPORA:
-        try:
-            return CORPORA[name]()
-        except DownloadError as error:
-            if fallback is None:
-                raise
-            print(f"{name} cannot be downloaded, so {fallback} is used instead ({error}).")
-            return load_corpus(fallback)
+        return load_named(CORPORA, name, fallback)
     files = text_files(name)
     if sum(path.stat().st_size for path in files) > LONG:
         parts = long_parts(files)

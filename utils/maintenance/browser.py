@@ -35,10 +35,12 @@ WIDGETS = [  # the cells of the notebook that is photographed
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from utils.data.images import ImageData, load_images
-from utils.lessons.widgets import fill_mask, image_explorer, sampler
+from utils.lessons.tasks.attention import FOUR
+from utils.lessons.widgets import attention_playground, fill_mask, image_explorer, sampler
 from utils.training.cpu import fast_on_cpu
 from utils.weights.loading import load_pretrained
 """,
+    "attention_playground(*FOUR)",
     f"""
 gpt, gpt_tokenizer = load_pretrained({str(ROOT / "runs" / "gpt")!r})
 gpt = fast_on_cpu(gpt)
@@ -53,6 +55,12 @@ vit, _ = load_pretrained({str(ROOT / "runs" / "vit")!r})
 image_explorer(vit, ImageData(load_images("mnist-5k")))
 """,
 ]
+PICTURES = {  # file in assets/: a label of the widget
+    "attention-playground": "Query of",
+    "sampler": "Prompt",
+    "fill-mask": "Sentence",
+    "image-explorer": "Picture",
+}
 
 
 class Missing(Exception):
@@ -231,11 +239,11 @@ def take_pictures(assets: Path) -> None:
             slide(page, "Picture", 320)
             slide(page, "Hide patches", 3)
             page.wait_for_timeout(1000)
-            for name, within in {"sampler": "Prompt", "fill-mask": "Sentence", "image-explorer": "Picture"}.items():
+            for name, within in PICTURES.items():
                 widget = page.locator(f'.widget-vbox:has(label:text-is("{within}"))').first
                 widget.screenshot(path=str(assets / f"{name}.png"))
 
 
 if __name__ == "__main__":
     take_pictures(ROOT / "assets")
-    print("assets: sampler.png, fill-mask.png, image-explorer.png")
+    print(f"assets: {', '.join(f'{name}.png' for name in PICTURES)}")

@@ -1,7 +1,9 @@
 """Run the notebooks, each in a fresh kernel.
 
-python -m utils.maintenance.notebooks gpt bert vit           # in full; the outputs are written back (make notebooks)
-python -m utils.maintenance.notebooks --fast gpt bert vit    # a few steps each and the exercises' solutions; no outputs
+python -m utils.maintenance.notebooks attention gpt           # in full; the outputs are written back (make notebooks)
+python -m utils.maintenance.notebooks --fast attention gpt    # a few steps each and all solutions; no outputs
+python -m utils.maintenance.notebooks --scale full --steps 3 --keep pages gpt
+    # at the size for a GPU, on any machine: training ends after 3 steps; the notebook and its pictures go to pages/
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ import inspect
 import os
 import re
 import time
+from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 
 import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 
-import transformer
+from transformer import require
 from utils.files import ROOT, whole
 from utils.maintenance import stamp
 
@@ -39,12 +43,17 @@ def code_hash(notebook: nbformat.NotebookNode) -> str:
 
 
 def printed_code(cells: list[str]) -> list[str]:
-    """The code of every class and function of transformer.py that the cells print with lesson.source(...)."""
-    trees = [ast.parse(cell) for cell in cells if "lesson.source(" in cell]
-    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    printing = [call for call in calls if ast.unparse(call.func) == "lesson.source"]
-    names = [ast.unparse(argument).removeprefix("transformer.") for call in printing for argument in call.args]
-    return [inspect.getsource(attrgetter(name)(transformer)) for name in names]
+    """The code of every class and function that the cells print with lesson.source(...): from the module that a cell
+    imports it from, or else from transformer.py.
+    """
+    python = [TransformerManager().transform_cell(cell) for cell in cells if re.search(r"import |lesson\.source", cell)]
+    nodes = [node for code in python for node in ast.walk(ast.parse(code))]
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    modules = {alias.name: node.module for node in imports for alias in node.names}
+    calls = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "lesson.source"]
+    names = [ast.unparse(argument).removeprefix("transformer.") for call in calls for argument in call.args]
+    homes = [import_module(modules.get(name.split(".")[0], "transformer")) for name in names]
+    return [inspect.getsource(attrgetter(name)(home)) for name, home in zip(names, homes, strict=True)]
 
 
 def hidden_code(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
@@ -80,16 +89,16 @@ def write_solutions(notebook: nbformat.NotebookNode) -> None:
 
 
 def add_pictures(notebook: nbformat.NotebookNode) -> None:
-    """Put a picture beside each widget, for pages without a kernel: that of assets/, with a model of `make demo`."""
+    """Put a picture beside each widget, for pages without a kernel: that of assets/ (`make screenshots`)."""
     for cell in notebook.cells:
-        shown = re.search(r"display\((sampler|fill_mask|image_explorer)\(", cell.source)
+        shown = re.search(r"display\((attention_playground|sampler|fill_mask|image_explorer)\(", cell.source)
         for output in cell.get("outputs", []):
             if shown and WIDGET in output.get("data", {}):
                 picture = ROOT / "assets" / f"{shown[1].replace('_', '-')}.png"
                 output.data["image/png"] = base64.b64encode(picture.read_bytes()).decode()
 
 
-def run(name: str, fast: bool) -> float:
+def run(name: str, fast: bool = False) -> float:
     """Execute notebooks/NAME.ipynb and return how many seconds that took.
 
     fast: train for a few steps only, with the solutions in the place of the learner's functions, run the exercises'
@@ -102,21 +111,50 @@ def run(name: str, fast: bool) -> float:
         write_solutions(notebook)
         notebook.cells += [nbformat.v4.new_code_cell(code) for code in solutions(notebook)]
     os.environ["FAST_RUN"] = str(int(fast))
-    began = time.perf_counter()
-    folder = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=3600, kernel_name="python3", resources=folder).execute()
-    seconds = time.perf_counter() - began
+    seconds = execute(notebook)
     if not fast:
         for cell in notebook.cells:
             private = any(str(place) in str(cell.get("outputs")) for place in (ROOT, Path.home()))
             allowed = f"free of this machine's paths; the output of cell {cell.id} shows one"
-            transformer.require(not private, "notebook", name, allowed)
-            cell.metadata.pop("execution", None)  # when each cell ran
+            require(not private, "notebook", name, allowed)
         add_pictures(notebook)
-        notebook.metadata.pop("widgets", None)
         notebook.metadata["one_transformer"] = {"code_sha256": code_hash(notebook), "seconds": round(seconds)}
         with whole(path) as draft:
             nbformat.write(notebook, draft)
+    return seconds
+
+
+def execute(notebook: nbformat.NotebookNode) -> float:
+    """Run a notebook of notebooks/ in a fresh kernel, which fills in its outputs; return the seconds."""
+    began = time.perf_counter()
+    folder = {"metadata": {"path": str(ROOT / "notebooks")}}
+    NotebookClient(notebook, timeout=3600, kernel_name="python3", resources=folder).execute()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # when each cell ran
+    notebook.metadata.pop("widgets", None)
+    return time.perf_counter() - began
+
+
+def rehearse(name: str, scale: str, steps: int, keep: Path) -> float:
+    """Execute notebooks/NAME.ipynb at a size, ending all training after `steps` steps; return the seconds.
+
+    The file stays as it is. The notebook with its outputs and each picture go to the folder `keep`; ValueError if
+    texts overlap in one of the pictures, or if it is wider than a page.
+    """
+    os.environ.update(SCALE=scale, STEPS=str(steps))
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    write_solutions(notebook)
+    watch = nbformat.v4.new_code_cell("from utils.maintenance.figures import watch\nwatch()")
+    first = next(i for i, cell in enumerate(notebook.cells) if "sys.path.insert" in cell.source)
+    notebook.cells.insert(first + 1, watch)
+    seconds = execute(notebook)
+    add_pictures(notebook)
+    keep.mkdir(parents=True, exist_ok=True)
+    for number, cell in enumerate(notebook.cells):
+        for place, output in enumerate(cell.get("outputs", [])):
+            if picture := output.get("data", {}).get("image/png"):
+                (keep / f"{name}-{number:02d}-{place}.png").write_bytes(base64.b64decode(picture))
+    nbformat.write(notebook, keep / f"{name}.ipynb")
     return seconds
 
 
@@ -124,6 +162,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME")
     parser.add_argument("--fast", action="store_true")
+    parser.add_argument("--scale", choices=("small", "full"), default="full", help="with --steps")
+    parser.add_argument("--steps", type=int, help="end all training after so many steps, and write to --keep")
+    parser.add_argument("--keep", type=Path, default=Path("pages"), help="the folder for it")
     options = parser.parse_args()
     for name in options.names:
-        print(f"{name}: {run(name, options.fast):.0f} s", flush=True)
+        if options.steps:
+            seconds = rehearse(name, options.scale, options.steps, options.keep)
+        else:
+            seconds = run(name, options.fast)
+        print(f"{name}: {seconds:.0f} s", flush=True)

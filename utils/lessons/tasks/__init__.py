@@ -1,5 +1,5 @@
-"""The functions that learners write in the notebooks, by name."""
+"""The functions that learners write in the notebooks, each with its known mistakes; see utils/lessons/checks.py."""
 
-from utils.lessons.tasks import attention
+from utils.lessons.tasks import attention, bert, gpt
 
-TASKS = attention.TASKS
+TASKS = {**attention.TASKS, **gpt.TASKS, **bert.TASKS}

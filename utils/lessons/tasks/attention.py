@@ -15,6 +15,14 @@ from transformer import Block, Config
 from utils.lessons.tasks.task import Mistake, Task, draw
 
 INF = math.inf
+# The example of the notebook: queries, keys and values of four tokens. The first feature of queries and keys stands for
+# persons and animals, the second for actions.
+FOUR = (
+    torch.tensor([[0.0, 1.0], [2.0, 0.0], [1.0, 0.0], [1.0, 1.0]]),
+    torch.tensor([[2.0, 0.0], [0.0, 2.0], [1.0, -1.0], [2.0, 1.0]]),
+    torch.tensor([[10.0, 0.0], [0.0, 10.0], [0.0, 0.0], [5.0, 5.0]]),
+    ("Mia", "fed", "her", "cat"),
+)
 
 
 # ------------------------------------------------------------------------------------------------ scores
@@ -56,6 +64,14 @@ SCORES = Task(
         Mistake(
             "it divides by the square root of the number of keys. The scores grow with the number of features, D.",
             lambda q, k: q @ k.transpose(-2, -1) / math.sqrt(k.shape[-2]),
+        ),
+        Mistake(
+            "it divides by the square root of the number of queries, q.shape[-2]. D is the last size, q.shape[-1].",
+            lambda q, k: q @ k.transpose(-2, -1) / math.sqrt(q.shape[-2]),
+        ),
+        Mistake(
+            "it divides by sqrt(2). D is 2 in the example only: use q.shape[-1].",
+            lambda q, k: q @ k.transpose(-2, -1) / math.sqrt(2),
         ),
         Mistake(
             "rows and columns are exchanged: row t has to hold the scores of query t, so q comes first in the product.",
@@ -169,6 +185,21 @@ WEIGHTS = Task(
             lambda scores, visible: scores.masked_fill(~visible, -1e3).softmax(-1),
         ),
         Mistake(
+            "the hidden scores are -inf, but softmax is missing.",
+            lambda scores, visible: scores.masked_fill(~visible, -INF),
+        ),
+        Mistake(
+            "hidden scores are set to +inf. The smallest score is wanted, -math.inf.",
+            lambda scores, visible: scores.masked_fill(~visible, INF).softmax(-1),
+        ),
+        Mistake(
+            "exp of a large score is inf, and inf / inf is NaN. Use .softmax(-1), which subtracts the largest score "
+            "of the row first.",
+            lambda scores, visible: (
+                (e := scores.masked_fill(~visible, -INF).exp()) / e.sum(-1, keepdim=True)
+            ),
+        ),
+        Mistake(
             "exp without the division: the weights of a row do not sum to 1. Use softmax(-1).",
             lambda scores, visible: scores.masked_fill(~visible, -INF).exp(),
         ),
@@ -216,6 +247,14 @@ MIX = Task(
         Mistake(
             "it takes the plain mean of the values: the weights are not used.",
             lambda weights, v: torch.ones_like(weights) / v.shape[-2] @ v,
+        ),
+        Mistake(
+            "the product is the wrong way round: the weights come first, weights @ v.",
+            lambda weights, v: v @ weights,
+        ),
+        Mistake(
+            "* multiplies element by element. The product of matrices is @.",
+            lambda weights, v: weights * v,
         ),
         Mistake(
             "the result is divided by the number of keys. The weights sum to 1 already.",
@@ -280,6 +319,11 @@ MERGE_HEADS = Task(
             "the features of the heads take turns. Those of head 0 come first, then those of head 1.",
             lambda y: y.permute(0, 2, 3, 1).flatten(2),
         ),
+        Mistake(
+            "the axes of heads and positions are not exchanged back before the last axes are joined. First "
+            "transpose(1, 2), then flatten(2).",
+            lambda y: y.flatten(2),
+        ),
         Mistake("the last two axes are not joined: it returns (B, T, H, D).", lambda y: y.transpose(1, 2)),
         Mistake("it averages the heads. They stand side by side, so that none is lost.", lambda y: y.mean(1)),
     ),
@@ -310,6 +354,8 @@ def block_cases() -> list[tuple]:
         for number, parameter in enumerate(layers.parameters()):  # no weight is 0 or 1, so none can be left out
             parameter.copy_(draw(*parameter.shape, seed=100 * seed + number, dtype=dtype) / 2)
         cases.append((draw(2, length, width, seed=seed, dtype=dtype), layers, causal_mask(length)))
+    everything = torch.ones(length, length, dtype=torch.bool)
+    cases.append((draw(1, length, width, seed=5, dtype=dtype), layers, everything))  # as in BERT
     return cases
 
 
@@ -427,6 +473,25 @@ BLOCK = Task(
         Mistake(
             "the mask is not used.",
             lambda x, layers, visible: half(x, layers, torch.ones_like(visible)),
+        ),
+        Mistake(
+            "it makes a causal mask of its own. Use the argument `visible`: BERT, for one, passes a mask that hides "
+            "nothing.",
+            lambda x, layers, visible: half(x, layers, causal_mask(len(visible))),
+        ),
+        Mistake(
+            "the norms stand on the results. They belong on what is read: x + attention(norm1(x)), not "
+            "x + norm1(attention(x)).",
+            lambda x, layers, visible: (
+                (y := x + layers.norm1(attend(x, layers, visible))) + layers.norm2(layers.mlp(y))
+            ),
+        ),
+        Mistake(
+            "for the second step x is replaced by norm2(x), and the result is added to that. The feed-forward network "
+            "reads the normalised copy; the sum goes on with x as it was.",
+            lambda x, layers, visible: (
+                (y := layers.norm2(x + attend(layers.norm1(x), layers, visible))) + layers.mlp(y)
+            ),
         ),
         Mistake(
             "the mask is transposed or inverted: positions see the future.",
