@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ OVERLAY = LinearSegmentedColormap.from_list("overlay", [ORANGE + "00", ORANGE + 
 TINTS = ("#cfe8f7", "#fbe3cf", "#d9f0e3", "#f3dcec")  # pale, so that dark text on them can be read
 SAMPLE_WIDTH = 100  # characters in a line of the sample below a loss curve
 SAMPLE_LINES = 12
+SMALLEST = 5  # points, of a token's name beside its attention
 
 Series = dict[str, tuple[list[float], list[float]]]  # name -> (steps, values)
 
@@ -141,10 +143,13 @@ def ladder_bars(rungs: dict[str, float], ours: dict[str, float], unit: str, bett
     return figure
 
 
-def accuracy_curves(results: dict[str, dict[int, tuple[float, float, float]]], items: str) -> Figure:
+def accuracy_curves(
+    results: dict[str, dict[int, tuple[float, float, float]]], items: str, part: str = "test"
+) -> Figure:
     """Accuracy against the number of training items, which are called `items`, on a logarithmic axis.
 
-    results: for each method, the number of items -> accuracy, and the lower and upper end of its interval.
+    results: for each method, the number of items -> accuracy, and the lower and upper end of its interval. part: the
+    one on which the accuracy was measured.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=100)
     axes = figure.subplots()
@@ -159,7 +164,7 @@ def accuracy_curves(results: dict[str, dict[int, tuple[float, float, float]]], i
     axes.set_xscale("log")
     axes.set_xticks(numbers, labels=[f"{n:,}" for n in numbers])
     axes.minorticks_off()
-    axes.set(xlabel=f"{items} to learn from", ylabel="accuracy on the test part")
+    axes.set(xlabel=f"{items} to learn from", ylabel=f"accuracy on the {part} part")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     return figure
@@ -175,8 +180,10 @@ def attention_grid(maps: Sequence[Tensor], tokens: Sequence[str], layers: Sequen
     layers = range(len(maps)) if layers is None else layers
     heads = maps[0].shape[0]
     side = 8.2 / heads  # inches; all heads together are as wide as a notebook's page
-    names = [repr(token)[1:-1].replace(" ", "\u00b7") for token in tokens]
-    ticks = {"fontsize": min(7, 60 * side / len(tokens)), "family": "monospace"}
+    room = 60 * side / len(tokens)  # for each token, in points
+    named = range(0, len(tokens), max(1, math.ceil(SMALLEST / room)))  # where there is little room, not every token
+    names = [repr(tokens[i])[1:-1].replace(" ", "\u00b7") for i in named]
+    ticks = {"fontsize": min(7, room * named.step), "family": "monospace"}
     figure = Figure(figsize=(9.2, side * len(layers) + 1), layout="constrained", dpi=120)
     grid = figure.subplots(len(layers), heads, squeeze=False, sharex=True, sharey=True)
     for row, layer in enumerate(layers):
@@ -184,8 +191,8 @@ def attention_grid(maps: Sequence[Tensor], tokens: Sequence[str], layers: Sequen
             axes = grid[row][head]
             image = axes.imshow(maps[layer][head].cpu().float().numpy(), cmap="viridis", vmin=0, vmax=1)
             axes.set_title(f"layer {layer}, head {head}", fontsize=9)
-            axes.set_xticks(range(len(tokens)), names, rotation=90, **ticks)
-            axes.set_yticks(range(len(tokens)), names, **ticks)
+            axes.set_xticks(named, names, rotation=90, **ticks)
+            axes.set_yticks(named, names, **ticks)
     figure.colorbar(image, ax=grid, label="attention weight", shrink=min(1, 3 / len(layers)), aspect=30, pad=0.01)
     figure.supxlabel("token that is attended to", fontsize=10)
     figure.supylabel("token that attends", fontsize=10)

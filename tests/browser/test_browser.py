@@ -221,7 +221,7 @@ def test_step_and_upload(page, tmp_path):
     keep(page, "image_explorer")
     Image.new("RGB", (40, 30), (200, 40, 40)).save(tmp_path / "mine.png")
     (tmp_path / "words.png").write_text("words")
-    for name, expected in {"mine.png": "your picture", "words.png": "upload: must be a readable picture"}.items():
+    for name, expected in {"mine.png": "your picture: mine.png", "words.png": "upload='words.png': must be a readable picture"}.items():
         for _ in range(2):  # the second time, the same file again
             with page.expect_file_chooser() as chooser:
                 button(page, "Upload").click()

@@ -26,7 +26,6 @@ ORDER = [
     "The result, beside the ladder", "A look inside", "Break it", "Play with it", "Transfer", "Exercises", "Glossary", "Papers",
 ]  # fmt: skip
 notebooks = pytest.mark.parametrize("name", NAMES)
-ready = pytest.mark.parametrize("name", ["attention", "bert", "gpt"])
 
 
 def read(name):
@@ -77,7 +76,7 @@ def test_training_leaves_one_picture(name):
     assert [list(output.data) for output in cell.outputs if "data" in output] == [["image/png", "text/plain"]]
 
 
-@ready
+@notebooks
 def test_shape(name):
     """Short cells, a GPU asked for, no network of its own, and five exercises with space for an answer."""
     notebook = read(name)
@@ -87,7 +86,7 @@ def test_shape(name):
     assert len(solutions(notebook)) == len([cell for cell in code(name) if cell.source == "# your answer"]) == 5
 
 
-@ready
+@notebooks
 def test_order(name):
     titles = re.findall(r"^## (.*)$", text_of(read(name)), re.M)
     assert [titles[0], *titles[-3:]] == ["What you need", "Exercises", "Glossary", "Papers"]
@@ -95,7 +94,7 @@ def test_order(name):
         assert [title for title in titles if title in ORDER] == ORDER
 
 
-@ready
+@notebooks
 def test_every_section_has_a_sentence_to_take_away(name):
     sections = re.split(r"^## ", text_of(read(name)), flags=re.M)[1:]
     for section in sections:
@@ -104,7 +103,7 @@ def test_every_section_has_a_sentence_to_take_away(name):
             assert section.count("> **Take away.**") == 1, title
 
 
-@ready
+@notebooks
 def test_figures_in_the_text_are_those_of_the_outputs(name):
     """Every decimal number in the text of a lesson stands in an output, unless its sentence cites a paper."""
     notebook = read(name)

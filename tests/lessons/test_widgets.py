@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import html
 import importlib
 import sys
 import threading
@@ -538,17 +539,37 @@ def test_upload(vit, tmp_path):
     for _ in range(2):  # the same file again
         upload(widget, content)
         torch.testing.assert_close(widget.chances, expected)
-        assert "your picture" in widget.view.value
+        assert "your picture: mine.png<" in widget.view.value
         widget.next.click()
         assert "true class" in widget.view.value
     upload(widget, b"no picture")
-    assert "upload: must be a readable picture" in widget.message.value
+    assert "upload='mine.png': must be a readable picture" in html.unescape(widget.message.value)
     widget.next.click()
     assert "true class" in widget.view.value and widget.message.value == ""
     widget.open_picture(str(tmp_path / "mine.png"))
     torch.testing.assert_close(widget.chances, expected)
     widget.open_picture(tmp_path / "<other>.png")
     assert "must be a readable picture" in widget.message.value and "<other>" not in widget.message.value
+
+
+def test_a_picture_of_ones_own_can_be_inverted_and_a_hint_says_when(tmp_path):
+    """Digits are light on dark; a photograph of a sheet of paper is dark on light."""
+    images = load_images("mnist-5k")
+    model = EncoderTransformer.vit(Config(**SIZES), 28, 7, 10, channels=1)
+    widget = widgets.image_explorer(model, ImageData(images))
+    digit = images.test[0][0]
+    for name, pixels in (("paper", 255 - digit), ("digit", digit)):
+        Image.fromarray(pixels[0].numpy()).save(tmp_path / f"{name}.png")
+    widget.open_picture(tmp_path / "paper.png")
+    assert "your picture is light and that of the training pictures is dark" in widget.message.value
+    before = widget.chances
+    widget.invert.value = True
+    assert widget.message.value == "" and not torch.equal(before, widget.chances)
+    inverted = widget.chances
+    widget.invert.value = False
+    widget.open_picture(tmp_path / "digit.png")
+    assert widget.message.value == ""
+    torch.testing.assert_close(widget.chances, inverted)
 
 
 def test_a_model_with_classes_of_its_own(vit):

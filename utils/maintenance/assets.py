@@ -22,7 +22,7 @@ ASSETS = ROOT / "assets"
 TAKEN = {  # file: the notebook, and code of the cell that leaves the picture
     "gpt-gradients.png": ("gpt", "interpret.input_gradients(gpt.model"),
     "bert-attention.png": ("bert", "plots.attention_grid("),
-    "vit-attention.png": ("vit", "interpret.rollout("),
+    "vit-attention.png": ("vit", "flow = rollout(maps)"),
 }
 INK = "#222222"  # of lines and text
 SHARED = "#FBF5B0"  # of what the three models share

@@ -18,11 +18,13 @@ from utils.data.images import ImageData
 from utils.data.pictures import read_picture
 from utils.inference.generate import evaluating
 from utils.inference.interpret import class_attention, hide_patches
-from utils.lessons.widgets.base import BLUE, HALF, LABEL, ROW, Playground, bar
+from utils.lessons.widgets.base import BLUE, HALF, LABEL, ROW, Playground, bar, boxed, shortened
 
 CLASSES = 5  # how many of the likeliest classes are shown
 SIDE = 180  # the width and height of a picture on the page, in pixels
 ORANGE = (213, 94, 0)  # red, green and blue of the attention that is laid over a picture
+FAR = 100  # of 255: so much lighter or darker than the training pictures is a picture's edge where it needs inverting
+HINT = "The edge of your picture is {} and that of the training pictures is {}: does Invert help?"
 ALL = -1  # all layers, or all heads; not None, by which a Dropdown means that nothing is selected
 
 
@@ -40,6 +42,8 @@ class ImageExplorer(Playground):
         self.data = images
         self.pictures, self.labels = images.images.test
         self.own: Tensor | None = None  # the uploaded or opened picture, uint8 (channels, h, w), while it is shown
+        self.own_name = ""  # of its file
+        self.usual_edge = edge(images.images.train[0][:1000])  # of the training pictures
 
         choice = {"style": LABEL, "layout": HALF}
         late = {"min": 0, "continuous_update": False, **choice}  # only when the slider is let go
@@ -55,18 +59,19 @@ class ImageExplorer(Playground):
         self.hide = widgets.IntSlider(0, max=config.max_len - 1, description="Hide patches", **late)
         which = [("most attended", True), ("least attended", False)]
         self.which = widgets.Dropdown(options=which, value=True, description="Which ones", **choice)
+        self.invert = widgets.Checkbox(False, description="Invert light and dark", indent=False, layout=HALF)
         self.view = widgets.HTML()
 
         self.previous.on_click(lambda _: self.step(-1))
         self.next.on_click(lambda _: self.step(1))
         self.number.observe(lambda _: self.show_numbered(), "value")
         self.upload.observe(lambda _: self.receive(), "value")
-        for control in (self.layer, self.head, self.hide, self.which):
+        for control in (self.layer, self.head, self.hide, self.which, self.invert):
             control.observe(lambda _: self.guarded(self.show), "value")
 
         uploads = widgets.VBox((self.upload, limit))
         pictures = widgets.HBox((self.number, self.previous, self.next, uploads), layout=ROW)
-        settings = widgets.HBox((self.layer, self.head, self.hide, self.which), layout=ROW)
+        settings = widgets.HBox((self.layer, self.head, self.hide, self.which, self.invert), layout=ROW)
         self.children = (pictures, settings, self.message, self.view)
         self.guarded(self.show)
 
@@ -90,20 +95,21 @@ class ImageExplorer(Playground):
             return
         # Emptied, because uploading the same file again would otherwise be no change.
         self.upload.set_trait("value", type(value)())
-        files = list(value.values() if isinstance(value, dict) else value)
-        content = bytes(files[-1]["content"])
-        self.guarded(self.show_file, "upload", io.BytesIO(content))
+        files = value.items() if isinstance(value, dict) else [(file["name"], file) for file in value]
+        name, file = list(files)[-1]
+        self.guarded(self.show_file, f"upload={name!r}", name, io.BytesIO(bytes(file["content"])))
 
     def open_picture(self, path: str | Path) -> None:
         """Show a picture file of the machine on which the notebook runs."""
-        self.guarded(self.show_file, f"path={str(path)!r}", Path(path))
+        self.guarded(self.show_file, f"path={str(path)!r}", Path(path).name, Path(path))
 
-    def show_file(self, name: str, file: Path | BinaryIO) -> None:
-        """Show a picture file. An error begins with `name`."""
+    def show_file(self, argument: str, name: str, file: Path | BinaryIO) -> None:
+        """Show a picture file by its name. An error begins with `argument`."""
         try:
             picture = read_picture(file, self.data.image_size)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise ValueError(f"{argument}: {error}") from error
+        self.own_name = name
         if self.data.channels == 1:
             self.own = picture.float().mean(0, keepdim=True).byte()
         else:
@@ -117,6 +123,8 @@ class ImageExplorer(Playground):
         head = None if self.head.value == ALL else self.head.value
         self.head.disabled = layer is None  # rollout goes through all heads
         picture = self.pictures[self.number.value] if self.own is None else self.own  # (channels, h, w)
+        if self.invert.value:
+            picture = 255 - picture
         module = self.module
         image = self.data.normalize(picture[None]).to(module.device)  # (1, channels, h, w)
         with evaluating(module.model):
@@ -129,6 +137,14 @@ class ImageExplorer(Playground):
         shown += figure_html(picture, attention[0].cpu(), "attention of the class token")
         shown += self.classes_table()
         self.view.value = f'<div style="display:flex;flex-wrap:wrap;gap:16px;align-items:center">{shown}</div>'
+        if self.own is not None:
+            self.compare_edges(edge(picture))
+
+    def compare_edges(self, found: float) -> None:
+        """Say so where a picture of one's own may be light on dark instead of dark on light, or the other way round."""
+        if self.data.channels == 1 and abs(found - self.usual_edge) > FAR:
+            is_lighter = found > self.usual_edge
+            self.message.value = boxed(HINT.format(*("light", "dark") if is_lighter else ("dark", "light")))
 
     def has_names(self) -> bool:
         """Whether the model's classes are those of the data; those of an official model may not be."""
@@ -137,7 +153,7 @@ class ImageExplorer(Playground):
     def caption(self) -> str:
         number = self.number.value
         if self.own is not None:
-            return "your picture"
+            return f"your picture: {shortened(self.own_name)}"
         if self.has_names():
             return f"true class: {self.data.classes[self.labels[number]]}"
         return f"picture {number}"
@@ -150,6 +166,12 @@ class ImageExplorer(Playground):
             name = self.data.classes[i] if self.has_names() else f"class {i}"
             rows += f"<tr><td>{html.escape(name)}</td>{bar(probability, BLUE)}</tr>"
         return f'<table style="line-height:1.5">{rows}</table>'
+
+
+def edge(pictures: Tensor) -> float:
+    """The mean of the outermost rows and columns of pictures (..., h, w)."""
+    lines = pictures[..., 0, :], pictures[..., -1, :], pictures[..., 0], pictures[..., -1]
+    return sum(line.float().mean().item() for line in lines) / 4
 
 
 def figure_html(picture: Tensor, attention: Tensor | None, caption: str) -> str:
