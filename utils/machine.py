@@ -6,10 +6,38 @@ import os
 import platform
 import re
 import sys
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+WIDE = 256  # features: the linear layers of narrower models are too small to gain on a CPU
+IN_WORDS = {"32-true": "float32", "bf16-mixed": "bfloat16 where it is enough", "16-mixed": "float16 where it is enough"}
+
+
+def best_precision(width: int, on_gpu: bool) -> str:
+    """Return Lightning's name of the fastest precision that trains a model of this width as well as float32.
+
+    On a GPU, bfloat16 where the GPU computes in it (Ampere and later; older ones, such as a T4, only emulate it), else
+    float16. On a CPU, bfloat16 where the processor has instructions for it and the model is WIDE, else float32.
+    """
+    if on_gpu:
+        return "bf16-mixed" if has_bfloat16("cuda") else "16-mixed"
+    return "bf16-mixed" if width >= WIDE and has_bfloat16("cpu") else "32-true"
+
+
+@cache
+def has_bfloat16(device_type: str) -> bool:
+    """Whether the GPU ("cuda") or the processor ("cpu") has instructions for products of matrices in bfloat16.
+
+    Others only emulate it. A processor has them with AVX512-BF16 or AMX, as Linux names them.
+    """
+    if device_type == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    facts = Path("/proc/cpuinfo")
+    known = device_type == "cpu" and facts.is_file()
+    return known and re.search(r"\b(avx512_bf16|amx_bf16)\b", facts.read_text(encoding="utf-8")) is not None
 
 
 def device_name() -> str:

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from utils.machine import has_bfloat16
+
 
 def muon_groups(groups: list[dict], blocks: Iterable[nn.Module], lr: float) -> list[dict]:
     """Take the blocks' matrices out of AdamW's parameter groups and put them into groups for Muon.
@@ -73,8 +75,8 @@ class Muon(torch.optim.AdamW):
 
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Bring all singular values of every matrix (N, rows, columns) near 1, by five Newton-Schulz steps (Muon)."""
-    # bfloat16 is precise enough and fast on a GPU; most CPUs only emulate it.
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    # bfloat16 is precise enough, and two to four times as fast where the device computes in it.
+    x = matrices.bfloat16() if has_bfloat16(matrices.device.type) else matrices
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

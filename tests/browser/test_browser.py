@@ -114,11 +114,16 @@ def text(page):
         .filter(s => s.style.opacity === '0.65').map(s => s.parentElement.innerText)[0] ?? ''""")
 
 
+def ready(page):
+    """Whether no text is being written."""
+    return button(page, "Generate").locator(".fa-play").count() == 1
+
+
 def generate(page):
     """Press Generate, wait for the end and return the text."""
     button(page, "Generate").click()
     page.wait_for_timeout(300)
-    until(lambda: button(page, "Generate").is_enabled(), "the end of the text")
+    until(lambda: ready(page), "the end of the text")
     page.wait_for_timeout(300)
     return text(page)
 
@@ -133,7 +138,7 @@ def test_text_grows_and_stops(page):
     until(lambda: text(page).startswith("\u2026") and newest_in_sight(page), "the newest tokens of a long text")
     keep(page, "growing")
     button(page, "Stop").click()
-    until(lambda: button(page, "Generate").is_enabled(), "the end after Stop")
+    until(lambda: ready(page), "the end after Stop")
     page.wait_for_timeout(500)
     stopped = text(page)
     page.wait_for_timeout(500)
@@ -240,16 +245,23 @@ def test_generate_by_keyboard(page):
     tab_to(page, "Generate")
     page.keyboard.press("Space")
     until(lambda: text(page).startswith("ba") and len(text(page)) > 40, "a text")
-    tab_to(page, "Stop")
+    assert focused(page) == "Generate"
+    page.keyboard.press("Tab")
+    assert focused(page) == "Stop"
     page.keyboard.press("Space")
-    until(lambda: button(page, "Generate").is_enabled(), "the end after Stop")
+    until(lambda: ready(page), "the end after Stop")
+
+
+def focused(page):
+    """What is written on the button that has the focus."""
+    return page.evaluate("document.activeElement.innerText").strip()
 
 
 def tab_to(page, name):
     """Press Tab until the button with this text has the focus."""
     for _ in range(20):
         page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.innerText").strip() == name:
+        if focused(page) == name:
             return
     pytest.fail(f"the Tab key does not reach {name}")
 

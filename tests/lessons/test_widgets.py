@@ -25,7 +25,7 @@ from utils.inference.generate import Written, write_on, write_tokens
 from utils.inference.interpret import class_attention, hide_patches
 from utils.lessons import widgets
 from utils.lessons.widgets.base import Playground, tinted
-from utils.lessons.widgets.gpt import GROWING, NEIGHBOURS, Sampler, candidates_table
+from utils.lessons.widgets.gpt import BUSY, GROWING, NEIGHBOURS, READY, Sampler, candidates_table
 from utils.lessons.widgets.vit import figure_html
 from utils.maintenance import browser
 
@@ -196,13 +196,13 @@ def test_stop_stops_and_a_double_click_starts_one_run(gpt):
     threads = threading.active_count()
     widget.generate.click()
     widget.generate.click()
-    assert threading.active_count() == threads + 1 and widget.generate.disabled and not widget.stop.disabled
+    assert threading.active_count() == threads + 1 and widget.generate.icon == BUSY
     while not widget.written:
         pass
     widget.stop.click()
     widget.thread.join(10)
     assert not widget.thread.is_alive() and 0 < len(widget.written) < 10_000
-    assert not widget.generate.disabled and widget.stop.disabled
+    assert widget.generate.icon == READY
     assert threading.active_count() == threads
 
 
@@ -290,7 +290,7 @@ def test_a_model_is_freed_when_its_cell_is_run_again_and_nothing_else_holds_it(g
     gc.collect()
     assert gone() is None
     generated(first)
-    assert "run the cell of this widget again" in first.message.value and not first.generate.disabled
+    assert "run the cell of this widget again" in first.message.value and first.generate.icon == READY
     theirs = weakref.ref(theirs)
     gc.collect()
     assert theirs() is not None and generated(other, length=2)  # the widget of the other cell keeps its model
@@ -308,11 +308,11 @@ def test_after_a_failed_start_the_sampler_can_be_used(gpt, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", lambda _: 1 / 0)
         widget.generate.click()
-    assert "ZeroDivisionError" in widget.message.value and not widget.generate.disabled and widget.stop.disabled
-    widget.stop.observe(lambda _: 1 / 0, "disabled")
+    assert "ZeroDivisionError" in widget.message.value and widget.generate.icon == READY
+    widget.generate.observe(lambda change: change.new == BUSY and 1 / 0, "icon")
     widget.generate.click()
-    widget.stop.unobserve_all("disabled")
-    assert "ZeroDivisionError" in widget.message.value and not widget.generate.disabled
+    widget.generate.unobserve_all("icon")
+    assert "ZeroDivisionError" in widget.message.value and widget.generate.icon == READY
     assert generated(widget, length=2) and widget.message.value == ""
     widget.close()
 
@@ -320,7 +320,7 @@ def test_after_a_failed_start_the_sampler_can_be_used(gpt, monkeypatch):
 def test_an_error_is_shown_and_the_widget_stays_usable(gpt, monkeypatch):
     widget = widgets.sampler(*gpt, prompt="")
     generated(widget, length=5)
-    assert "must hold at least one token" in widget.message.value and not widget.generate.disabled
+    assert "must hold at least one token" in widget.message.value and widget.generate.icon == READY
     with monkeypatch.context() as patch:
         patch.setattr(widget.module.model, "stream", lambda *_, **__: 1 / 0)
         generated(widget, prompt="ab")

@@ -17,6 +17,7 @@ import torch
 
 from transformer import require
 from utils.lessons.checks import check
+from utils.machine import best_precision
 from utils.training.cpu import OneDNN
 from utils.training.presets import PRESETS
 
@@ -76,9 +77,7 @@ def quiet(*callbacks: L.Callback) -> dict:
 
 
 def precision() -> str:
-    """Lightning's name of the precision to train in: bfloat16 on GPUs that compute in it (Ampere and later), float16
-    on older ones (a T4 only emulates bfloat16), float32 on a CPU.
+    """Lightning's name of the precision to train in: half precision on a GPU (see `best_precision`), float32 on a CPU,
+    where the lessons' models are small.
     """
-    if not torch.cuda.is_available():
-        return "32-true"
-    return "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "16-mixed"
+    return best_precision(0, torch.cuda.is_available())

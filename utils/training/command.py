@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import io
+import logging
 import math
 import re
 import signal
@@ -28,6 +29,7 @@ from utils.data.images import ImageData, ImageSet, load_images
 from utils.data.labelled import TABLES, Table, TableData, load_table
 from utils.data.text import BERTData, Corpus, GPTData, digest, load_corpus
 from utils.files import shown
+from utils.machine import IN_WORDS, best_precision, device_name
 from utils.training import auto
 from utils.training.callbacks import (
     CoolDown,
@@ -87,7 +89,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the weights, the batches and dropout")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last.ckpt")
     parser.add_argument("--out", metavar="FOLDER", help="where the run is kept (default: runs/MODEL-DATA)")
-    for name in DEVICES:
+    parser.add_argument("--precision", default="auto", help="auto (what is fast and good enough) or Lightning's name")
+    for name in DEVICES[:-1]:
         parser.add_argument(f"--{name.replace('_', '-')}", help="passed to Lightning's Trainer")
     return parser
 
@@ -135,6 +138,7 @@ def run(options: argparse.Namespace) -> dict:
     started = not options.resume or any((out / "checkpoints" / f"{name}.ckpt").is_file() for name in ("last", "best"))
     require(started, "resume", True, f"used on a run that has begun; there is no checkpoints/last.ckpt in {out}")
 
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it would advertise other packages
     # Lightning's warnings about workers and checkpoint folders do not apply to batches cut from tensors in memory.
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", category=UserWarning, module="torch.optim.lr_scheduler")
@@ -148,7 +152,8 @@ def run(options: argparse.Namespace) -> dict:
         preset = PRESETS[options.model][options.preset]
         source = load_source(options, preset, base)
     preset = changed(preset, options)
-    arguments = trainer_arguments(options, preset)
+    width = (base.config if base else Config(**preset["config"])).d_model
+    arguments = trainer_arguments(options, preset, width)
     data = data_module(options, source, preset, base, processor)
     L.seed_everything(options.seed, verbose=False)
     recipe = Recipe(**preset["recipe"], seed=options.seed)
@@ -163,6 +168,10 @@ def run(options: argparse.Namespace) -> dict:
         raise ValueError(f"{given}: must be devices that there are, as Lightning names them ({error})") from error
     about = what_to_resume_with(options, data)
     with open_run(out, module, options.resume, about):
+        if not rank_zero_only.rank:
+            size = sum(weight.numel() for weight in module.parameters())
+            calculates = IN_WORDS.get(arguments["precision"], arguments["precision"])
+            print(f"{options.model} with {size:,} parameters; {device_name()}, {calculates}", flush=True)
         if options.preset == "auto":
             print(auto.in_words(source, preset, arguments), flush=True)
         if options.data and base is None:
@@ -435,8 +444,8 @@ def watchers(options: argparse.Namespace, data: L.LightningDataModule, out: Path
     return found
 
 
-def trainer_arguments(options: argparse.Namespace, preset: dict) -> dict:
-    """The arguments of Lightning's Trainer: the preset's, then the command line's."""
+def trainer_arguments(options: argparse.Namespace, preset: dict, width: int) -> dict:
+    """The arguments of Lightning's Trainer: the preset's, then the command line's. width: of the model, in features."""
     arguments = dict(preset["trainer"])
     if options.max_epochs is not None or options.max_steps is not None:
         arguments |= {"max_epochs": options.max_epochs or -1, "max_steps": options.max_steps or -1}
@@ -454,6 +463,9 @@ def trainer_arguments(options: argparse.Namespace, preset: dict) -> dict:
         value = getattr(options, name)
         if value is not None:
             arguments[name] = int(value) if re.fullmatch(r"-?\d+", value) else value
+    if arguments["precision"] == "auto":
+        on_gpu = torch.cuda.is_available() and arguments.get("accelerator") != "cpu"
+        arguments["precision"] = best_precision(width, on_gpu)
     started = re.search("spawn|fork|notebook", str(arguments.get("strategy")))
     require(not started, "strategy", arguments.get("strategy"), "one that starts this command for each device, as ddp")
     if "fsdp" in str(arguments.get("strategy")):
@@ -463,4 +475,5 @@ def trainer_arguments(options: argparse.Namespace, preset: dict) -> dict:
         arguments["gradient_clip_val"] = None  # Lightning cannot clip gradients that are split over devices
     devices, most = arguments.get("devices"), preset["batches"]["batch_size"]
     require(not isinstance(devices, int) or devices <= most, "devices", devices, f"at most batch_size={most}")
-    return arguments | {"enable_progress_bar": sys.stderr.isatty(), "plugins": [WholeCheckpoints()]}
+    quiet = {"enable_progress_bar": sys.stderr.isatty(), "enable_model_summary": False}
+    return arguments | quiet | {"plugins": [WholeCheckpoints()]}

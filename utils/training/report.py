@@ -69,6 +69,7 @@ def close_run(
         "peak_memory_mib": round(peak_memory() / 2**20),
         "seed": module.recipe.seed,
         "device": device_name(),
+        "precision": module.trainer.precision,
         "versions": versions("torch", "lightning", "torchmetrics", "tokenizers", "numpy"),
     }
     summary["starts"] = starts(summary, out)

@@ -21,6 +21,7 @@ from utils.lessons.widgets.base import BLUE, HALF, LABEL, ORANGE, ROW, WIDE, Pla
 
 REFRESH = 0.1  # seconds between two updates of a growing text
 GROWING = 300  # how many of its newest tokens a growing text shows
+READY, BUSY = "play", "spinner"  # icons of the button Generate
 SHORT = 400  # up to this many tokens, the position is marked in the whole text, not only among its neighbours
 NEIGHBOURS = 12  # tokens shown on either side of the chosen position
 PROMPT = 2_000  # characters of a long prompt that are shown: its end
@@ -57,8 +58,10 @@ class Sampler(Playground):
         self.length = widgets.BoundedIntText(100, min=1, max=10_000, description="Length", **number)
         self.seed = widgets.BoundedIntText(0, min=0, max=2**31 - 1, description="Seed", **number)
         self.cache = widgets.Checkbox(True, description="Key-value cache", **number)
-        self.generate = widgets.Button(description="Generate", button_style="primary", icon="play")
-        self.stop = widgets.Button(description="Stop", icon="stop", disabled=True)
+        # Both stay enabled, since a browser takes the focus from a button that is disabled. The icon tells whether a
+        # text is being written.
+        self.generate = widgets.Button(description="Generate", button_style="primary", icon=READY)
+        self.stop = widgets.Button(description="Stop", icon="stop")
         self.speed = widgets.HTML()
         self.text = widgets.HTML()
         self.position = widgets.IntSlider(0, min=0, max=0, description="Position", style=LABEL, layout=WIDE)
@@ -87,7 +90,7 @@ class Sampler(Playground):
             return
         try:
             self.stopped.clear()
-            self.generate.disabled, self.stop.disabled = True, False
+            self.generate.icon = BUSY
             self.thread = threading.Thread(target=self.work, name="sampler", daemon=True)
             self.thread.start()
         except BaseException:
@@ -104,7 +107,7 @@ class Sampler(Playground):
     def finish(self) -> None:
         """Let the next text begin."""
         try:
-            self.generate.disabled, self.stop.disabled = False, True
+            self.generate.icon = READY
         finally:
             self.busy.release()
 
