@@ -274,6 +274,8 @@ def test_report(tmp_path, monkeypatch, capsys, measured):
     page = tmp_path / "README.md"
     page.write_text("Before.\n\n<!-- benchmark -->\nold\n<!-- end of benchmark -->\n\nAfter.\n", encoding="utf-8")
     monkeypatch.setattr(command, "PAGE", page)
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(command, "git", lambda *words: {"rev-parse": "abc1234", "status": ""}[words[0]])
     # The row is printed before the run has updated its floors.
     made_up = lambda: Row("import", "work", "other", [1.0], [2.0], (1e9, 1e9), aim={"share": 0.9})  # noqa: E731
     monkeypatch.setitem(command.GROUPS, "import", lambda run: [run.add(made_up()) for _ in range(2)])
@@ -286,9 +288,29 @@ def test_report(tmp_path, monkeypatch, capsys, measured):
     assert "| work | 1.00 s | other: 2.00 s | 0.50" in screen.out and "3 GFLOP/s" in screen.out
     assert "--shakespeare FILE" in screen.err
     assert "/" not in json.dumps(report["machine"]).replace("\\/", "")
-    assert page.read_text(encoding="utf-8") == (
-        f"Before.\n\n<!-- benchmark -->\n{screen.out.strip()}\n<!-- end of benchmark -->\n\nAfter.\n"
-    )
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("Before.\n\n<!-- benchmark -->\n### ") and text.endswith("<!-- end of benchmark -->\n\nAfter.\n")
+    rows = screen.out.strip().splitlines()[:-1]  # the last line names the seconds, which are a little more by then
+    assert "Measured at commit abc1234.\n\n" + "\n".join(rows) in text
+
+
+def test_a_run_erases_no_other_machines_results(tmp_path, monkeypatch):
+    page = tmp_path / "README.md"
+    page.write_text("<!-- benchmark -->\n<!-- end of benchmark -->\n", encoding="utf-8")
+    monkeypatch.setattr(command, "PAGE", page)
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(command, "git", lambda *words: "changed.py" if words[0] == "status" else "abc1234")
+    facts = {"threads": 2, "flops_per_second": 1e9, "bytes_per_second": 1e9}
+    for cpu, seconds in (("Intel Xeon", 3.0), ("AMD EPYC", math.inf), ("Intel Xeon", 4.0)):
+        kept = row(ours=[seconds], theirs=[2.0]).to_json()
+        command.keep({"machine": facts | {"cpu": cpu}, "versions": {}, "seconds": 5.0, "rows": [kept]})
+    text = page.read_text(encoding="utf-8")
+    assert re.findall(r"### (.*)", text) == ["AMD EPYC, 2 threads", "Intel Xeon, 2 threads"]
+    assert "| work | never |" in text and "| work | 4.00 s |" in text and "3.00 s" not in text
+    assert text.count("abc1234 with changes.") == 2
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == [
+        "amd-epyc-2-threads.json", "intel-xeon-2-threads.json"
+    ]  # fmt: skip
 
 
 def test_the_page_has_a_place_for_the_table():
@@ -313,12 +335,32 @@ def test_training_rows_on_tiny_sizes(monkeypatch):
     monkeypatch.setattr(training, "LARGE_TASKS", tiny_tasks())
     run = Run(True, Machine(CPU, 1e9, 1e12))
     monkeypatch.setattr(Machine, "measure", lambda self: None)
+    monkeypatch.setattr(training, "has_bfloat16", lambda device: False)
     training.training(run)
     run.update_floors()
     assert [row.peer for row in run.rows] == ["transformers", "transformers, GELU of PyTorch"]
     for row in run.rows:
         assert len(row.ours) == len(row.theirs) == 4 and row.floor == row.work[0] / 1e9
     assert all(row.must and row.aim for row in run.rows)
+
+
+def test_rows_in_bfloat16_where_the_processor_has_it(monkeypatch):
+    monkeypatch.setattr(training, "LARGE_TASKS", tiny_tasks())
+    monkeypatch.setattr(Machine, "measure", lambda self: None)
+    monkeypatch.setattr(training, "has_bfloat16", lambda device: True)
+    seen = []
+
+    def watched(model, inputs, targets):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return peers.loss_by_transformers(model, inputs, targets)
+
+    monkeypatch.setattr(training, "peers", lambda kind, model: {"transformers": (lambda: peers.transformers_model(model), watched)})
+    run = Run(True, Machine(CPU, 1e9, 1e12))
+    training.training(run)
+    half = [row for row in run.rows if "bfloat16" in row.name]
+    assert [row.peer for row in half] == ["transformers, bfloat16", "transformers, float32"]
+    assert [row.must["ratio"] for row in half] == [0.95, 0.6]
+    assert seen.count(True) == 12 and seen.count(False) == 24  # 4 turns and 8 to warm up; twice in float32
 
 
 @pytest.mark.parametrize("who", ["ours", "transformers"])

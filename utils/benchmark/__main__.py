@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -26,12 +27,13 @@ from utils.benchmark.rows.sampling import sampling
 from utils.benchmark.rows.shakespeare import shakespeare
 from utils.benchmark.rows.training import gpu, overhead, training
 from utils.benchmark.run import Run
-from utils.benchmark.table import summary, table
-from utils.files import write_between_marks, write_text
+from utils.benchmark.table import machine_name, pages, summary, table
+from utils.files import ROOT, write_between_marks, write_text
 from utils.training.cpu import onednn_is_faster
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "transformers", "timm", "vit-pytorch", "numpy")
 PAGE = Path(__file__).with_name("README.md")
+RESULTS = Path(__file__).with_name("results")
 GROUPS = {
     "training": training,
     "overhead": overhead,
@@ -82,7 +84,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", nargs="+", choices=GROUPS, help="measure only these groups of rows")
     parser.add_argument("--shakespeare", type=Path, metavar="FILE", help="the text, for the time to 1.886 nats")
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"), metavar="FILE", help="all that is measured")
-    parser.add_argument("--readme", action="store_true", help="also write the table into utils/benchmark/README.md")
+    kept = "also keep this machine's results in utils/benchmark/results, and write the tables of all into README.md"
+    parser.add_argument("--readme", action="store_true", help=kept)
     parser.add_argument("--child", nargs=2, metavar=("KIND", "WHO"), help=argparse.SUPPRESS)  # see rows/processes.py
     return parser
 
@@ -107,7 +110,26 @@ def main(arguments: list[str] | None = None) -> None:
     text = f"{table(run.rows)}\n\n{summary(report_of(run, time.perf_counter() - began))}"
     print(text)
     if options.readme:
-        write_between_marks(PAGE, "benchmark", text)
+        keep(report_of(run, time.perf_counter() - began))
+
+
+def keep(report: dict) -> None:
+    """Write the results of this machine into RESULTS, and the tables of all machines into the page.
+
+    Those of another machine stay as they are.
+    """
+    changes = " with changes" if git("status", "--short", "*.py") else ""
+    report["commit"] = git("rev-parse", "--short", "HEAD") + changes
+    name = re.sub(r"\W+", "-", machine_name(report).lower()).strip("-")
+    RESULTS.mkdir(exist_ok=True)
+    write_text(RESULTS / f"{name}.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")]
+    write_between_marks(PAGE, "benchmark", pages(reports))
+
+
+def git(*arguments: str) -> str:
+    """What a command of git prints about this project."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

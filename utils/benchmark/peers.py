@@ -15,6 +15,7 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -185,3 +186,13 @@ def peers(kind: str, ours: Transformer) -> dict[str, tuple[Callable[[], nn.Modul
     if onednn_is_faster():
         found["ours by MKL, bare loop"] = (lambda: deepcopy(ours), loss_of_kept_logits)
     return found
+
+
+def in_float32(loss: Loss) -> Loss:
+    """The same loss, computed in float32 also where autocast is on."""
+
+    def without_autocast(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, enabled=False):
+            return loss(model, inputs, targets)
+
+    return without_autocast

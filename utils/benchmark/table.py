@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from statistics import median, quantiles
 
 
@@ -51,6 +51,30 @@ class Row:
         verdicts = {"must_holds": self.holds(self.must), "aim_holds": self.holds(self.aim)}
         row = asdict(self) | {"spread": spreads} | verdicts
         return json.loads(json.dumps(row), parse_constant=lambda _: None)
+
+
+def row_of(saved: dict) -> Row:
+    """The row that `to_json` saved."""
+    values = {name: saved[name] for name in (part.name for part in fields(Row))}
+    for name in ("ours", "theirs"):
+        values[name] = [math.inf if seconds is None else seconds for seconds in values[name]]
+    return Row(**values)
+
+
+def pages(reports: list[dict]) -> str:
+    """The tables of several machines, each under its name."""
+    parts = []
+    for report in sorted(reports, key=machine_name):
+        rows = [row_of(saved) for saved in report["rows"]]
+        title = f"### {machine_name(report)}\n\nMeasured at commit {report['commit']}."
+        parts.append(f"{title}\n\n{table(rows)}\n\n{summary(report)}")
+    return "\n\n".join(parts)
+
+
+def machine_name(report: dict) -> str:
+    """The GPU or the processor, and how many threads."""
+    machine = report["machine"]
+    return f"{machine.get('gpu', machine['cpu'])}, {machine['threads']} threads"
 
 
 def spread(samples: list[float]) -> dict[str, float]:
@@ -104,5 +128,4 @@ def summary(report: dict) -> str:
     """One line for below the table: the machine with its rates, the versions, and how long the run took."""
     machine, packages = report["machine"], ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     rates = f"{machine['flops_per_second'] / 1e9:.0f} GFLOP/s, {machine['bytes_per_second'] / 1e9:.1f} GB/s"
-    where = f"{machine.get('gpu', machine['cpu'])}, {machine['threads']} threads, {rates}"
-    return f"{where}; {packages}; {report['seconds']:.0f} s"
+    return f"{machine_name(report)}, {rates}; {packages}; {report['seconds']:.0f} s"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from copy import deepcopy
 
 import torch
 
 from transformer import GPT, GPT2
 from utils.benchmark.limits import card_peak, model_flops, training_bytes, training_flops
-from utils.benchmark.peers import loss_by_transformers, loss_of_all_logits, peers, transformers_model
+from utils.benchmark.peers import in_float32, loss_by_transformers, loss_of_all_logits, peers, transformers_model
 from utils.benchmark.run import Run
 from utils.benchmark.table import Row
 from utils.benchmark.tasks import LARGE_TASKS, RECIPE, random_corpus, random_tokenizer, small_gpt
 from utils.benchmark.turns import compete
 from utils.data.text import GPTData
+from utils.machine import has_bfloat16
 from utils.training.cpu import fast_on_cpu
 
 
@@ -38,6 +40,21 @@ def training(run: Run) -> None:
             if name.startswith("transformers"):
                 row.must, row.aim = {"ratio": 0.95}, {"ratio": 0.85}
             run.add(row)
+        if has_bfloat16("cpu") and run.machine.device.type == "cpu":
+            half(run, kind, title, build_task)
+
+
+def half(run: Run, kind: str, title: str, build_task: Callable) -> None:
+    """The same step in bfloat16, against transformers in bfloat16 and in float32."""
+    torch.manual_seed(0)
+    module, data = build_task()
+    build, loss = next(pair for name, pair in peers(kind, module.model).items() if name.startswith("transformers"))
+    rivals = {"transformers, bfloat16": (build(), loss), "transformers, float32": (build(), in_float32(loss))}
+    seconds = compete(module, data, rivals, block=1, turns=4 if run.quick else 12, precision="bf16-mixed")
+    for name, must, aim in (("transformers, bfloat16", 0.95, 0.85), ("transformers, float32", 0.60, 0.45)):
+        row = Row("training", f"training step in bfloat16, {title}", name, seconds["ours"], seconds[name])
+        row.must, row.aim = {"ratio": must}, {"ratio": aim}
+        run.add(row)
 
 
 def overhead(run: Run) -> None:
