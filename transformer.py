@@ -13,8 +13,9 @@ heads of attention are something else).
 
 The file reads from top to bottom: settings, attention, the block, the whole network, what goes in,
 what comes out, the three models, sampling from GPT, and training. By itself, with torch, lightning
-and torchmetrics, it builds the models, trains them on any data, and samples. The folder utils/ has
-data sets, official weights, the command line, and Muon, an alternative to the optimiser AdamW.
+and torchmetrics, it builds the models, trains them on any data with the optimiser AdamW, and
+samples. The folder utils/ has data sets, official weights, the command line, and Muon, an
+alternative to AdamW.
 
 Shapes stand in comments as tuples of these letters:
 
@@ -68,14 +69,16 @@ POSITIONS = ("learned", "sinusoidal", "rotary")
 
 @dataclass(frozen=True)
 class Config:
-    """The sizes and choices that the models share. The default sizes are GPT-2's (table 2)."""
+    """The sizes and choices that the models share. The default sizes are the smallest GPT-2's."""
 
     n_layers: int = 12  # blocks
-    n_heads: int = 12
+    n_heads: int = 12  # H, the attention heads in every block
     d_model: int = 768  # C, the width of the hidden states
     d_ff: int = 3072  # the width inside the feed-forward network
     max_len: int = 1024  # the longest sequence
-    dropout: float = 0.0  # the share of features that are set to 0, at random, in training
+    # In training, this share of the features and of the attention weights is set to 0, at random,
+    # and the others are enlarged to make up for it, so that the model relies on no single one.
+    dropout: float = 0.0
     causal: bool = False  # True: a position attends to itself and to earlier positions only
     # A LayerNorm brings each vector to mean 0 and variance 1, then applies a learned gain and bias.
     # True: before attention and before the feed-forward network (pre-norm: GPT-2, ViT), which makes
@@ -109,7 +112,9 @@ class Config:
             require(self.d_model % 2 == 0, "d_model", self.d_model, allowed)
 
 
-# The official sizes. ViT-B/16 has 14 x 14 patches and a class token (see PatchEmbedding): 197.
+# The official sizes. ViT-B/16 cuts pictures of 224 x 224 pixels into 14 x 14 patches, which with a
+# class token (see PatchEmbedding) are 197 positions. Its norm_eps is that of the copy of the
+# weights at Hugging Face.
 GPT2 = Config(causal=True, activation="gelu_tanh")
 BERT_BASE = Config(max_len=512, norm_first=False, norm_eps=1e-12)
 VIT_B16 = Config(max_len=197, norm_eps=1e-12)
@@ -124,11 +129,13 @@ class Attention(nn.Module):
     Every position sends out a query (what it looks for) and offers a key (what it can be found by)
     and a value (what it hands over). A score is the dot product of a query with a key. Softmax
     turns a query's scores into weights that sum to 1, and the result for its position is the
-    weighted average of the values. A dot product adds D products, so it grows like sqrt(D) when
-    these are independent; the division makes up for that, because large scores would let softmax
-    put nearly all weight on one key. The H heads do this side by side,
-    each with its own D features, so that a position can attend to several others for several
-    reasons. "Self": queries, keys and values come from the same sequence.
+    weighted average of the values. The H heads do this side by side, each with its own D features,
+    so that a position can attend to several others for several reasons. "Self": queries, keys and
+    values come from the same sequence.
+
+    Why sqrt(D): a dot product is a sum of D products. If these are independent, with mean 0, its
+    standard deviation grows like sqrt(D), and large scores would make softmax put nearly all
+    weight on one key, where its gradients are close to 0. The division keeps the scores' size.
     """
 
     def __init__(self, config: Config) -> None:
@@ -143,13 +150,15 @@ class Attention(nn.Module):
     def project(self, x: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states x (B, T, C) -> queries (B, H, T, D), keys and values (B, H, S, D).
 
-        cache: used in sampling alone. It holds the keys and values of the tokens before these T.
-        Those of the T tokens are appended to it, and all S are returned. Without a cache S = T.
+        cache: used in sampling alone; at a first reading, take it to be None, and S = T. It holds
+        the keys and values of the tokens before these T. Those of the T tokens are appended to it,
+        and all S are returned. (KVCache and `rotate` stand below.)
         """
         H = self.n_heads
         qkv = self.qkv(x)  # (B, T, 3C): C features of queries, C of keys, C of values
-        qkv = qkv.unflatten(-1, (3 * H, -1))  # (B, T, 3H, D): each C cut into H heads of D features
-        qkv = qkv.transpose(1, 2)  # (B, 3H, T, D): H heads of queries, H of keys, H of values
+        qkv = qkv.unflatten(-1, (3 * H, -1))  # (B, T, 3H, D): each C is cut into H heads
+        # (B, 3H, T, D): first the H heads of queries, then the H of keys, then the H of values
+        qkv = qkv.transpose(1, 2)
         qk = qkv[:, : 2 * H]  # (B, 2H, T, D): queries and keys together, to rotate both in one call
         v = qkv[:, 2 * H :]  # (B, H, T, D)
         if self.rotary:
@@ -169,11 +178,13 @@ class Attention(nn.Module):
         padding = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, S)
         if not self.causal:
             return padding
-        if T == 1:  # the only query is the newest token, and all keys are its past
+        if T == 1:  # the only query is the newest token, and all keys are its past: no mask needed
             return padding
         # The T queries stand at the last T of the S positions. Each sees the keys up to its own
-        # position. For T = 2 and S = 4, with two tokens in the cache: 1 1 1 0
-        #                                                              1 1 1 1
+        # position. For T = 3 and S = 5, where a cache holds the first two tokens:
+        #     1 1 1 0 0
+        #     1 1 1 1 0
+        #     1 1 1 1 1
         # tril(n) keeps True where column <= row + n.
         past = torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)  # (T, S)
         return past if padding is None else past & padding
@@ -183,11 +194,10 @@ class Attention(nn.Module):
     ) -> Tensor:
         """(B, T, C) -> (B, T, C).
 
-        mask: (B, S), boolean. Shorter texts of a batch are filled up with padding tokens at their
-        end; the mask is True at tokens and False at padding. (At the beginning of a causal text,
-        padding would leave the first query without a visible key. Softmax divides by a sum over the
-        visible keys, which would then be 0, and the result would be NaN.) cache: the keys and
-        values of earlier tokens, which these T tokens continue.
+        mask: (B, S), boolean. Shorter texts of a batch are filled up with padding tokens, and the
+        mask is True at tokens and False at padding. Padding stands at the end: at the beginning of
+        a causal text it would leave the first query no key to attend to, and weights that sum to 1
+        need at least one. cache: the keys and values of earlier tokens, which these T continue.
         """
         q, k, v = self.project(x, cache)
         T, S = q.shape[2], k.shape[2]
@@ -206,7 +216,7 @@ class Attention(nn.Module):
         return self.out(y)
 
     def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The attention weights that `forward` uses, for looking at: (B, T, C) -> (B, H, T, T)."""
+        """The weights of `forward`, before dropout, to look at: (B, T, C) -> (B, H, T, T)."""
         q, k, _ = self.project(x)
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, T)
         visible = self.visible(q.shape[2], k.shape[2], mask, x.device)
@@ -220,26 +230,28 @@ def position_angles(
 ) -> Tensor:
     """Angles that encode a position, one for each of width / 2 pairs of features (Vaswani, 3.5).
 
-    Think of one clock hand for each pair. From one position to the next, the first hand turns by 1
-    radian, each further hand by less, the last by about 1/10000. The fast hands tell neighbours
-    apart, the slow ones distant positions. `Positions` adds the sine and the cosine of each angle
-    to a pair of features; `rotate` turns the pair by the angle. Returns the angles at the positions
-    from `start` to `stop` - 1: (stop - start, width / 2), float32.
+    `Positions` adds the sine and the cosine of each angle to a pair of features; `rotate` turns the
+    pair by the angle. Think of one clock hand for each pair. From one position to the next, the
+    first hand turns by 1 radian and each further hand by less, the last by 10000^(2/width - 1). The
+    fast hands tell neighbours apart, the slow ones distant positions. Returns the angles at the
+    positions from `start` to `stop` - 1: (stop - start, width / 2), float32.
     """
     positions = torch.arange(start, stop, device=device)
-    speeds = 10_000.0 ** -(torch.arange(0, width, 2, device=device) / width)  # 1, ..., ~1/10000
+    speeds = 10_000.0 ** -(torch.arange(0, width, 2, device=device) / width)  # from 1 down
     return positions[:, None] * speeds
 
 
 def rotate(x: Tensor, start: int = 0) -> Tensor:
     """Rotary positions: turn pairs of features of x (..., T, D) by the angles of their positions.
 
-    Queries and keys are turned, values are not: positions decide who attends to whom. The score of
-    a query and a key then depends on the distance between their positions, and not on where they
-    are (RoFormer, 3.2): if both stand 100 positions further on, both are turned further by the same
-    angles, and a dot product stays the same when both vectors are turned by the same angle. The
-    paper pairs neighbouring features; here feature i is paired with feature i + D/2, as in the
-    model GPT-NeoX. `start` is the position of the first of the T vectors.
+    Queries and keys are turned, values are not: positions decide who attends to whom. A score is
+    the sum of the dot products of the D/2 pairs. If a query and a key both move on by 100
+    positions, a pair of the one and the same pair of the other are turned further by the same
+    angle, and that leaves their dot product as it was. So with the same contents the score depends
+    on how many positions the key is before or after the query, and not on where they are
+    (RoFormer, 3.2). The paper pairs neighbouring features; here feature i is paired with feature
+    i + D/2, as in the model GPT-NeoX. Since the features are learned, either does as well. `start`
+    is the position of the first of the T vectors.
     """
     angles = position_angles(start, start + x.shape[-2], x.shape[-1], x.device)  # (T, D/2)
     cos = angles.cos().to(x.dtype)
@@ -292,10 +304,11 @@ class MLP(nn.Module):
 
 
 def select(x: Tensor, keep: Tensor | int | None) -> Tensor:
-    """The hidden states of x (B, T, C) at the positions that `keep` names.
+    """The hidden states of x (B, T, C) at the positions whose logits are wanted.
 
-    keep: None for all positions (B, T, C); a number for the same one position of every sequence
-    (B, C); a boolean tensor (B, T) for the N positions at which it is True (N, C).
+    keep: None for all positions (B, T, C), as in GPT's training; a number for the same one position
+    of every sequence (B, C), -1 in sampling and 0 where the class is read; a boolean tensor (B, T)
+    for the N positions at which it is True (N, C), BERT's masked tokens.
     """
     if keep is None:
         return x
@@ -306,7 +319,8 @@ def select(x: Tensor, keep: Tensor | int | None) -> Tensor:
 
 class Block(nn.Module):
     """Attention moves information between positions; the feed-forward network then works on each
-    position alone. Both add their result to x, the residual stream, instead of replacing it.
+    position alone. Both add their result to x, the residual stream, instead of replacing it. (In a
+    post-norm block a LayerNorm follows each sum.)
     """
 
     def __init__(self, config: Config) -> None:
@@ -357,7 +371,9 @@ class Transformer(nn.Module):
     def __init__(
         self, config: Config, embed: nn.Module, head: nn.Module, head_position: int | None = None
     ) -> None:
-        """`head_position`: the position that the head reads; None if it reads all of them."""
+        """`head_position`: the `keep` that `forward` uses when it is called without one. 0 if the
+        head reads the first position only, None if it reads all of them.
+        """
         super().__init__()
         self.config = config
         self.embed = embed
@@ -383,10 +399,10 @@ class Transformer(nn.Module):
                     nn.init.zeros_(parameter)
                 elif not isinstance(module, nn.LayerNorm):
                     nn.init.normal_(parameter, std=std)
-        # Each of the n_layers blocks adds to the residual stream twice, and a sum of n random terms
-        # has sqrt(n) times the standard deviation of one. To make up for that, the layers whose
-        # results are added are drawn again, smaller by sqrt(2 * n_layers) (GPT-2, 2.3; here in all
-        # models alike).
+        # Each of the n_layers blocks adds to the residual stream twice, and a sum of 2 * n_layers
+        # random terms has sqrt(2 * n_layers) times the standard deviation of one. To make up for
+        # that, the layers whose results are added are drawn again, smaller by this factor (GPT-2,
+        # 2.3). Post-norm models would not need it; one rule for all is simpler.
         for block in self.blocks:
             for layer in (block.attention.out, block.mlp.down):
                 nn.init.normal_(layer.weight, std=std / math.sqrt(2 * len(self.blocks)))
@@ -409,7 +425,7 @@ class Transformer(nn.Module):
         position; with `keep`, (B, V) for one position or (N, V) for a boolean tensor.
         """
         if mask is not None:
-            allowed = "boolean: True where there is something to see"
+            allowed = "boolean: True at tokens, False at padding"
             require(mask.dtype == torch.bool, "mask", mask.dtype, allowed)
         if keep is None:
             keep = self.head_position
@@ -449,13 +465,14 @@ class Positions(nn.Module):
         self.kind = config.positions
         self.max_len = config.max_len
         if self.kind == "learned":
-            table = torch.empty(config.max_len, config.d_model)  # init_weights fills it
-            self.table = nn.Parameter(table)
+            table = torch.empty(config.max_len, config.d_model)
+            self.table = nn.Parameter(table)  # Transformer.init_weights fills it
         if self.kind == "sinusoidal":  # even features are sines, odd ones cosines (Vaswani, 3.5)
             angles = position_angles(0, config.max_len, config.d_model)  # (max_len, C/2)
-            waves = torch.stack((angles.sin(), angles.cos()), dim=-1)  # (max_len, C/2, 2)
+            pairs = torch.stack((angles.sin(), angles.cos()), dim=-1)  # (max_len, C/2, 2)
+            table = pairs.flatten(1)  # (max_len, C): sine, cosine, sine, cosine, ...
             # A buffer is not trained, but moves to a GPU with the model. This one is not saved.
-            self.table = nn.Buffer(waves.flatten(1), persistent=False)  # (max_len, C)
+            self.table = nn.Buffer(table, persistent=False)
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """(B, T, C) -> (B, T, C). `start` is the position of x[:, 0]."""
@@ -474,7 +491,7 @@ def check_ids(name: str, ids: Tensor, size_name: str, size: int) -> None:
     """Raise a ValueError unless ids is an int64 tensor (B, T) of numbers from 0 to size - 1."""
     good = ids.ndim == 2 and ids.dtype == torch.long
     require(good, name, f"{ids.dtype} {tuple(ids.shape)}", "int64 (B, T)")
-    # On a CPU only, where looking at the values takes next to no time.
+    # On a CPU only: to look at values on a GPU, the program would have to wait for it.
     if ids.device.type == "cpu" and ids.numel() > 0:
         low, high = ids.min().item(), ids.max().item()
         inside = low >= 0 and high < size
@@ -484,8 +501,9 @@ def check_ids(name: str, ids: Tensor, size_name: str, size: int) -> None:
 class TokenEmbedding(nn.Module):
     """Token ids to vectors: the embedding of the token + that of its position.
 
-    BERT adds a segment embedding, then a LayerNorm (BERT, figure 2). BERT was pre-trained on pairs
-    of texts, and the segment says whether a token belongs to the first (0) or the second (1).
+    BERT also adds a segment embedding (BERT, figure 2). It was pre-trained on pairs of texts, and
+    the segment says whether a token belongs to the first (0) or the second (1). In post-norm
+    models, such as BERT, a LayerNorm follows.
     """
 
     def __init__(self, config: Config, vocab_size: int, n_segments: int = 0) -> None:
@@ -531,7 +549,7 @@ class PatchEmbedding(nn.Module):
         # A convolution multiplies a small window of the picture by its weight, at many places. If
         # the window is a patch and moves on by one patch (stride), it is one linear map per patch.
         self.project = nn.Conv2d(channels, config.d_model, patch_size, stride=patch_size)
-        self.class_token = nn.Parameter(torch.empty(1, 1, config.d_model))  # init_weights fills it
+        self.class_token = nn.Parameter(torch.empty(1, 1, config.d_model))
         self.positions = Positions(config)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -638,7 +656,10 @@ class EncoderTransformer(Transformer):
 
 class DecoderTransformer(Transformer):
     """GPT: a position attends to itself and to earlier positions only, so it can predict what comes
-    next. Vaswani 2017 calls this a decoder. ids (B, T) -> logits (B, T, V).
+    next. ids (B, T) -> logits (B, T, V).
+
+    Vaswani 2017 calls this a decoder. The decoder there translates: its blocks also attend to the
+    output of an encoder (cross-attention), which has read the other language. GPT has no encoder.
     """
 
     def __init__(self, config: Config, vocab_size: int, tied: bool = True) -> None:
@@ -650,7 +671,7 @@ class DecoderTransformer(Transformer):
             head.weight = embed.tokens.weight
         super().__init__(config, embed, head)
 
-    @torch.inference_mode()  # while this function works, nothing is recorded for gradients
+    @torch.inference_mode()  # what this function computes is not recorded for gradients
     def stream(
         self,
         ids: Tensor,
@@ -665,9 +686,9 @@ class DecoderTransformer(Transformer):
 
         Yields, for each step, the ids (B,) of the new tokens, one for every text, and the logits
         (B, V) that they were sampled from. temperature, top_k, top_p: see sampling_probabilities.
-        use_cache: keep keys and values, which is faster; False gives the same text. Call eval()
-        on the model before, or dropout is on. Of a prompt longer than max_len only the end is read,
-        and of a text that grows beyond max_len the older half is forgotten.
+        use_cache: keep keys and values, which is faster; False gives the same logits, but for
+        rounding. Call eval() on the model before, or dropout is on. Of a prompt longer than max_len
+        only the end is read, and of a text that grows beyond max_len the older half is forgotten.
         """
         good = ids.ndim == 2 and ids.numel() > 0
         require(good, "ids", tuple(ids.shape), "(B, T) with at least one token")
@@ -678,10 +699,10 @@ class DecoderTransformer(Transformer):
         caches = None
         for _ in range(max_new_tokens):
             if ids.shape[1] > max_len:
-                # Keep the newer half (+ 1: half of max_len = 1 would be no token at all). Its
-                # positions now begin at 0. The cached keys were made with the old positions, so it
-                # is read again, into empty caches. This is slow; to keep more than half would make
-                # it necessary more often.
+                # Keep the newer half of the text, whose positions now begin at 0. The cached keys
+                # were made with the old positions, so the half is read again, into empty caches.
+                # Reading again is slow; if more than half were kept, it would happen more often.
+                # (+ 1, because half of max_len = 1 would be no token at all.)
                 ids = ids[:, -(max_len // 2 + 1) :]
                 caches = None
             if not use_cache:
@@ -692,7 +713,8 @@ class DecoderTransformer(Transformer):
                 caches = [KVCache(len(ids), cache_size, self.config, like) for _ in self.blocks]
             else:
                 new = ids[:, -1:]  # (B, 1): the caches hold all but the newest token
-            logits = self(new, caches=caches, keep=-1)  # (B, V), of the last position
+            # The logits of the last position (B, V). Each block also appends to its cache.
+            logits = self(new, caches=caches, keep=-1)
             probabilities = sampling_probabilities(logits, temperature, top_k, top_p)  # (B, V)
             token = torch.multinomial(probabilities, 1, generator=generator)  # (B, 1)
             ids = torch.cat((ids, token), dim=1)  # (B, T + 1)
@@ -713,10 +735,11 @@ def sampling_probabilities(
 ) -> Tensor:
     """Logits (B, V) -> the probabilities (B, V) from which the next token is drawn.
 
+    The arguments take effect in their order, each on what the one before has left.
     temperature: below 1 makes likely tokens even likelier; 0 always takes the likeliest. top_k:
-    only the k likeliest tokens remain possible. top_p: the least likely tokens are dropped as long
-    as the others keep a total probability of at least p (Holtzman 2019, "The curious case of neural
-    text degeneration").
+    only the k likeliest tokens remain possible (more, if others are as likely as the k-th).
+    top_p: the least likely tokens are dropped as long as the others keep a total probability of at
+    least p (Holtzman 2019, "The curious case of neural text degeneration").
     """
     require(temperature >= 0, "temperature", temperature, "at least 0 (0: the likeliest token)")
     require(top_k is None or top_k >= 1, "top_k", top_k, "at least 1, or None for all tokens")
@@ -728,7 +751,9 @@ def sampling_probabilities(
 
     # At least float32: in 16 bits many tokens would get exactly the same probability.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # <= 0, so none becomes inf
+    # Softmax does not change when all logits are lowered alike. Now none is above 0, so that the
+    # division, even by a tiny temperature, makes none of them inf.
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None and top_k < vocab_size:
         smallest = logits.topk(top_k).values[:, -1:]  # (B, 1): the smallest logit that remains
         logits = logits.masked_fill(logits < smallest, -math.inf)
@@ -753,17 +778,22 @@ class Recipe:
     # "adamw": AdamW for all weights. "muon": Muon for the matrices of the blocks (utils/muon.py
     # explains it), AdamW for the other weights.
     optimizer: str = "adamw"
-    lr: float = 1e-3  # AdamW's highest learning rate
-    muon_lr: float = 0.02  # Muon's highest learning rate
+    lr: float = 1e-3  # AdamW's learning rate, which `lr_factor` below scales at every step
+    muon_lr: float = 0.02  # Muon's, scaled alike
     # AdamW keeps two running averages for each weight: of its gradient and of the square of it. In
-    # every step, new average = beta x old average + (1 - beta) x new value. The weight moves by the
-    # learning rate x the first average / the square root of the second, so that weights with small
-    # gradients move as far as others.
+    # every step, new average = beta x old average + (1 - beta) x new value. Both begin at 0 and are
+    # enlarged in the first steps to make up for that. The weight is then lowered by the learning
+    # rate x the first average / the square root of the second, so that weights with small gradients
+    # move as far as others.
     betas: tuple[float, float] = (0.9, 0.95)  # of the gradient, of the squared gradient
-    weight_decay: float = 0.1  # every step also subtracts learning rate x weight_decay x weight
+    # Every step also subtracts learning rate x weight_decay x weight, from the weights that
+    # `configure_optimizers` below chooses.
+    weight_decay: float = 0.1
     warmup: int = 100  # steps in which the learning rate rises
-    final_lr: float = 0.1  # the learning rate at the end, as a fraction of the highest
-    seed: int = 0  # decides which features dropout sets to 0 at each step
+    final_lr: float = 0.1  # the learning rate at the end, as a fraction of lr and muon_lr
+    # Decides what dropout sets to 0 at each step. (The initial weights depend on torch.manual_seed,
+    # the order of the examples on the seed of the data module.)
+    seed: int = 0
 
     def __post_init__(self) -> None:
         known = self.optimizer in ("adamw", "muon")
@@ -774,17 +804,22 @@ class Recipe:
 
 
 # BERT, GPT and ViT below save their Config and Recipe in checkpoints. A checkpoint is a pickle
-# file, which can contain code that runs when it is loaded. PyTorch therefore loads no classes but
-# those that are named here.
+# file, which can contain code that runs when it is loaded. With weights_only=True, PyTorch loads
+# tensors, plain Python values and the classes that are named here, and refuses all else.
 torch.serialization.add_safe_globals([Config, Recipe])
 
 
 class LitTransformer(L.LightningModule):
     """The training step of all three models, as a module of Lightning.
 
-    For every batch Lightning calls `training_step`, computes the gradients of the loss that it
-    returns, clips them (scales them down if they are large, see `train`), lets the optimiser change
-    the weights, sets the gradients to zero, and sets the next learning rate.
+    Lightning's Trainer runs the training. For every batch it does what would otherwise be written:
+
+        loss = module.training_step(batch, batch_idx)
+        optimizer.zero_grad()  # forget the gradients of the last batch
+        loss.backward()  # compute the gradient of the loss for every weight
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)  # scale large gradients down
+        optimizer.step()  # change the weights
+        scheduler.step()  # set the learning rate of the next step
 
     A batch is a tuple: the inputs of the model, an optional padding mask (the only boolean input),
     the targets. The targets are classes (B,) or tokens (B, T). The data modules put -100 where a
@@ -796,6 +831,7 @@ class LitTransformer(L.LightningModule):
         super().__init__()
         self.model = model
         self.recipe = recipe
+        # The mean of -ln(p), where p is the probability of the right token or class.
         self.criterion = nn.CrossEntropyLoss()
         # micro: the share of all targets that are predicted correctly, whatever their class. The
         # arguments are not validated at every step, which would take time.
@@ -812,8 +848,12 @@ class LitTransformer(L.LightningModule):
         scored = targets != -100  # True at N targets
         if scored.all():  # GPT in training, and classes
             logits = self.model(*inputs, mask=mask)  # (B, T, V) or (B, K)
-        else:  # BERT predicts the masked tokens only. GPT's windows of a validation text overlap to
-            # give all tokens some context; a token is predicted in the first window that has it
+        else:
+            # BERT predicts the masked tokens only, of which every text has at least one. GPT
+            # predicts all tokens in training. To be validated or tested, it reads the text in
+            # windows that overlap: each begins in the middle of the one before. The tokens of its
+            # first half were predicted there, and are now only context for the others, which
+            # without it would be harder to predict.
             logits = self.model(*inputs, mask=mask, keep=scored)  # (N, V)
         if logits.ndim == 3:
             logits = logits.flatten(0, 1)  # (B, T, V) -> (N, V)
@@ -826,8 +866,8 @@ class LitTransformer(L.LightningModule):
             {f"{stage}_loss": loss, f"{stage}_acc": accuracy},
             on_step=stage != "test",
             on_epoch=True,
-            # How much this batch counts in the average. A float, because Lightning averages it over
-            # several GPUs as well, and would round a whole number.
+            # How much this batch counts in the average. Over several GPUs Lightning averages this
+            # number as well, and would round a whole one.
             batch_size=float(len(targets)),
             sync_dist=stage != "train",  # not in training, where it would slow down every step
             prog_bar=True,
@@ -847,12 +887,14 @@ class LitTransformer(L.LightningModule):
         """The optimiser, and a scheduler that sets the learning rate for the next step.
 
         Weight decay is for the matrices of linear layers and of the patch projection: small weights
-        make it harder to memorise single examples. Embeddings do not decay, nor a head that shares
-        their weight, because the vector of a rare token would fade between the few steps that train
-        it. Nor, by custom, do positions, the class token, LayerNorms and biases.
+        make it harder to memorise single examples. Embeddings do not decay: the vector of a rare
+        token would fade between the few steps that train it. (A head that shares their weight is
+        the same tensor, so it does not decay either.) Nor, by custom, do positions, the class
+        token, LayerNorms and biases.
         """
         recipe = self.recipe
-        # Sets compare tensors by identity: a weight that head and embedding share is in both sets.
+        # `in` asks a set for this very tensor, not for one of equal values. A weight that head and
+        # embedding share is in both sets.
         matrices = {m.weight for m in self.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
         embeddings = {m.weight for m in self.modules() if isinstance(m, nn.Embedding)}
         decay, no_decay = [], []
@@ -880,11 +922,12 @@ class LitTransformer(L.LightningModule):
             weight_decay=recipe.weight_decay,
             fused=True,  # updates all parameters in one call, which is faster
         )
-        # In 16 bits the loss is scaled up, to keep small gradients above 0. A fused optimiser would
-        # undo that in its step, and Lightning, which clips before, refuses. False: Lightning undoes
-        # it, then clips.
+        # With float16 numbers, which cannot hold very small gradients, Lightning multiplies the
+        # loss, and so the gradients, by a large factor, and divides them by it again before they
+        # are clipped. A fused optimiser would divide in its step, after the clipping, if this
+        # attribute were True.
         optimizer._step_supports_amp_scaling = False
-        # Sets the learning rate of every group to lr_factor(step) times its highest.
+        # Multiplies the learning rate of every group by lr_factor(step).
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {
             "optimizer": optimizer,
@@ -892,7 +935,11 @@ class LitTransformer(L.LightningModule):
         }
 
     def lr_factor(self, step: int) -> float:
-        """The learning rate at a step, as a fraction of the highest: a warm-up times a cosine."""
+        """The learning rate at a step, as a fraction of the recipe's: a warm-up times a cosine.
+
+        Both begin at step 0. When the warm-up is over, the cosine has fallen a little, so the
+        learning rate never quite reaches the recipe's.
+        """
         # Rises from 1 / (warmup + 1) at step 0 to 1 at step `warmup`, then stays.
         warmup = min(1.0, (step + 1) / (self.recipe.warmup + 1))
         cosine = (1 + math.cos(math.pi * self.progress(step))) / 2  # falls from 1 to 0
@@ -916,9 +963,10 @@ class LitTransformer(L.LightningModule):
 
 class BERT(LitTransformer):
     """BERT with its training step. Inputs: ids (B, T), in which BERTData of utils/data/text.py has
-    replaced a share of the tokens by the token [MASK] (or, if asked to, by random tokens). Targets:
-    the original ids at these positions, -100 at all others (BERT, 3.1). With `n_classes`: ids
-    (B, T) and a padding mask (B, T) from TableData of utils/data/labelled.py, and the classes (B,).
+    chosen a share of the tokens (15 % if nothing else is said) and replaced most of these by the
+    token [MASK], some by random tokens, and some not at all. Targets: the original ids at the
+    chosen positions, -100 at all others (BERT, 3.1). With `n_classes`: ids (B, T) and a padding
+    mask (B, T) from TableData of utils/data/labelled.py, and the classes (B,).
     """
 
     def __init__(
@@ -976,11 +1024,12 @@ def train(
     """Train `module` on `data` and return it; afterwards `module.trainer` is Lightning's Trainer.
 
     out: the folder for metrics.csv, checkpoints/best.ckpt (of the lowest validation loss) and
-    checkpoints/last.ckpt. resume: continue from last.ckpt; on a CPU the weights at the end are
-    then equal, to the last bit, to those of a run that was never interrupted. callbacks: more of
-    them. pick_best: False keeps the weights of the end in best.ckpt, whatever their loss, because
-    among few validation examples chance would pick the lowest loss. options: other arguments of
-    Lightning's Trainer, such as max_steps.
+    checkpoints/last.ckpt. The module that is returned has the last weights. resume: continue from
+    last.ckpt; on a CPU the weights at the end are then equal, to the last bit, to those of a run
+    that was never interrupted (unless a time limit decides the learning rate, see `progress`).
+    callbacks: more of them. pick_best: False puts the weights of the end into best.ckpt, whatever
+    their loss; for validation parts so small that the lowest loss is a matter of chance. options:
+    other arguments of Lightning's Trainer, such as max_steps.
     """
     validated = options.get("limit_val_batches") != 0
     require(validated, "limit_val_batches", 0, "above 0: the validation loss picks best.ckpt")
@@ -1053,7 +1102,7 @@ class Housekeeping(L.Callback):
         number = trainer.global_step * per_step + batch_idx % per_step
         # With several GPUs, each draws its own dropout: global_rank numbers them from 0 on.
         number = number * trainer.world_size + trainer.global_rank
-        # Other seeds of the recipe give numbers that are far away.
+        # The numbers of two recipes with different seeds are at least a million apart.
         seed = module.recipe.seed * 1_000_003 + number
         if module.device.type == "cpu":
             torch.default_generator.manual_seed(seed)  # quicker than torch.manual_seed
@@ -1065,7 +1114,8 @@ class Housekeeping(L.Callback):
         if trainer.global_step >= trainer.estimated_stepping_batches:
             trainer.should_stop = True  # ends the epoch, then the run
         if trainer.should_stop:  # also where a time limit has set it
-            # With a number n here, Lightning would validate at the end of every n-th epoch only.
+            # Lightning validates once more before it stops. While check_val_every_n_epoch is a
+            # number n, it does so only if a multiple of n epochs is done; while it is None, always.
             trainer.check_val_every_n_epoch = None
 
 
@@ -1074,8 +1124,8 @@ class Housekeeping(L.Callback):
 
 def main(arguments: list[str] | None = None) -> None:
     """python transformer.py bert|gpt|vit ...: train a model, test it, and keep the results."""
-    # The command line imports this file. So that the two do not import each other, this one looks
-    # up its function by name.
+    # The command line imports this file. If this file imported it in turn, neither could be loaded
+    # or understood without the other. So it is looked up by its name, and only when it is wanted.
     command = resolve_name("utils.training.command:command")
     raise SystemExit(command(arguments))
 

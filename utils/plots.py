@@ -7,7 +7,7 @@ import html
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -126,9 +126,16 @@ def draw_baselines(axes: Axes, baselines: dict[str, float], near: float) -> None
         )
 
 
-def ladder_bars(rungs: dict[str, float], ours: dict[str, float], unit: str, better: str) -> Figure:
-    """Horizontal bars of held-out scores, the best at the top: the baselines `rungs` in grey, the models `ours` in
-    blue. better: which scores are better, "lower" or "higher".
+def ladder_bars(
+    rungs: dict[str, float],
+    ours: dict[str, float],
+    unit: str,
+    better: str,
+    interval: Callable[[float], tuple[float, float]] | None = None,
+) -> Figure:
+    """Horizontal bars of scores on the test part, the best at the top: the baselines `rungs` in grey, the models `ours`
+    in blue. better: which scores are better, "lower" or "higher". interval: a score to the two ends of its confidence
+    interval, which is then drawn.
     """
     scores = {**rungs, **ours}
     names = sorted(scores, key=scores.get, reverse=better == "higher")
@@ -136,10 +143,13 @@ def ladder_bars(rungs: dict[str, float], ours: dict[str, float], unit: str, bett
     colours = [BLUE if name in ours else GREY for name in names]
     figure = Figure(figsize=(8, 0.45 * len(names) + 1), layout="constrained", dpi=100)
     axes = figure.subplots()
-    bars = axes.barh(names, values, color=colours)
+    errors = None
+    if interval is not None:
+        errors = [[abs(interval(value)[end] - value) for value in values] for end in (0, 1)]
+    bars = axes.barh(names, values, color=colours, xerr=errors, error_kw={"capsize": 3, "elinewidth": 1})
     axes.bar_label(bars, fmt="%.3f", padding=4)
     axes.invert_yaxis()  # the first bar at the top
-    axes.set(xlabel=f"{unit} on the held-out part ({better} is better)", xlim=(0, 1.15 * max(values)))
+    axes.set(xlabel=f"{unit} on the test part ({better} is better)", xlim=(0, 1.2 * max(values)))
     return figure
 
 
@@ -241,7 +251,7 @@ def image_attention(
     images: (B, channels, h, w) from 0 to 1. maps: for each layer, (B, H, T, T), with the class token first.
     """
     n = len(images)
-    figure = Figure(figsize=(n + 1.0, 2.8), layout="constrained", dpi=120)
+    figure = Figure(figsize=(n + 1.0, 2.5), layout="constrained", dpi=120)
     grid = figure.subplots(2, n, squeeze=False)
     attention = maps[layer].mean(1)  # (B, T, T)
     attention = attention[:, 0, 1:].cpu().float()  # (B, patches): from the class token to the patches
@@ -293,6 +303,38 @@ def heat_map(
     return figure
 
 
+def switchboard(
+    title: str, given: str | Tensor, gradients: Tensor, out: list[tuple[str, float]] | Tensor
+) -> Figure:
+    """Side by side: what goes into a model, which position depends on which, and what comes out.
+
+    given: a text or a picture (channels, h, w) from 0 to 1. gradients: (T, T), of each position's output (row) with
+    respect to each position's input (column). out: names with their probabilities, or a picture.
+    """
+    figure = Figure(figsize=(10, 3.6), layout="constrained", dpi=100)
+    figure.suptitle(title, fontsize=11)
+    goes_in, looks, comes_out = figure.subplots(1, 3)
+    goes_in.set_title("goes in", fontsize=10)
+    if isinstance(given, str):
+        lines = [line for part in given.split("\n") for line in textwrap.wrap(part, 34) or [""]]
+        goes_in.text(0, 1, "\n".join(lines[:14]), va="top", family="monospace", fontsize=8)
+        goes_in.set_axis_off()
+    else:
+        show_picture(goes_in, given)
+    looks.set_title("output at a row depends on input at a column", fontsize=10)
+    looks.imshow((gradients > 0).float().numpy(), cmap="Blues", vmin=0, vmax=1.5, interpolation="nearest")
+    looks.set(xlabel="position", ylabel="position")
+    comes_out.set_title("comes out", fontsize=10)
+    if isinstance(out, Tensor):
+        show_picture(comes_out, out)
+    else:
+        names, shares = zip(*reversed(out), strict=True)
+        comes_out.barh(range(len(names)), shares, color=BLUE)
+        comes_out.set_yticks(range(len(names)), names, family="monospace")
+        comes_out.set(xlim=(0, 1), xlabel="probability")
+    return figure
+
+
 # ------------------------------------------------------------------------------------------------ data
 def tokens_html(pieces: Sequence[str], strong: Sequence[bool] | None = None) -> str:
     """The tokens of a text as HTML, on alternating tints; those that are `strong` stand white on dark blue."""
@@ -312,7 +354,8 @@ def picture_grid(images: Tensor, titles: Sequence[str] | None = None, columns: i
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)  # rounded up
     size = width / columns
-    title_height = 0.3 if titles else 0
+    lines = max(title.count("\n") + 1 for title in titles) if titles else 0
+    title_height = 0.15 + 0.17 * lines if titles else 0
     figure = Figure(figsize=(width, rows * (size + title_height)), layout="constrained", dpi=100)
     for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()

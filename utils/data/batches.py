@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import lightning as L
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from transformer import require
 
@@ -147,3 +148,54 @@ class TrainData(L.LightningDataModule):
     def load_state_dict(self, state: dict[str, int]) -> None:
         if self.trainer.training:  # a test reads checkpoints as well, and leaves the training batches alone
             self.start = state
+
+
+class Sequences(TrainData):
+    """Batches of sequences of T tokens, to be continued (GPT) or filled in (BERT).
+
+    train, validation, test: token ids (N, T), below vocab_size. One more token, `special`, stands for the start of a
+    sequence to GPT and for a hidden token to BERT. hide: False for GPT, whose inputs are `special` and all tokens but
+    the last, and whose targets are the tokens. True for BERT: of every batch a share of the tokens is hidden, drawn
+    anew between none and all of them, and these are the targets (-100 at all other places).
+    """
+
+    eval_batch_size = 100
+
+    def __init__(
+        self, train: Tensor, validation: Tensor, test: Tensor, vocab_size: int, hide: bool, batch_size: int = 32
+    ) -> None:
+        super().__init__()
+        self.train, self.validation, self.test = train, validation, test
+        self.special, self.vocab_size = vocab_size, vocab_size + 1
+        self.length = train.shape[1]
+        self.hide, self.batch_size, self.seed = hide, batch_size, 0
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Return the training sequences (N, T), shuffled for an epoch."""
+        return self.train[torch.randperm(len(self.train), generator=generator)]
+
+    def make(self, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Sequences (B, T) -> inputs and targets (B, T)."""
+        if not self.hide:
+            return F.pad(ids[:, :-1], (1, 0), value=self.special), ids
+        n = int(torch.randint(1, self.length + 1, (), generator=generator))
+        hidden = choose(ids.shape, n, generator)
+        return ids.masked_fill(hidden, self.special), ids.masked_fill(~hidden, -100)
+
+    def held_out(self, ids: Tensor) -> EvalBatches:
+        """The batches of a part, with the same tokens hidden every time."""
+        generator = torch.Generator().manual_seed(0)
+        make = lambda rows: self.make(rows, generator)  # noqa: E731
+        return EvalBatches(ids, batch_size=self.eval_batch_size, make=make, **shard(self.trainer))
+
+    def val_dataloader(self) -> EvalBatches:
+        return self.held_out(self.validation)
+
+    def test_dataloader(self) -> EvalBatches:
+        return self.held_out(self.test)
+
+
+def choose(shape: tuple[int, int], n: int, generator: torch.Generator) -> Tensor:
+    """A boolean tensor (B, T) that is True at n random places of every row."""
+    places = torch.rand(shape, generator=generator).topk(n).indices
+    return torch.zeros(shape, dtype=torch.bool).scatter(1, places, True)

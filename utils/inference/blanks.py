@@ -1,14 +1,16 @@
-"""Fill in the blanks of a text with BERT, and see what the blanks attend to."""
+"""Fill in the blanks of a text with BERT, see what the blanks attend to, and write a text that is blank as a whole."""
 
 from __future__ import annotations
 
+import math
 import re
 
 import lightning as L
 import torch
 from tokenizers import Encoding, Tokenizer
+from torch import Tensor
 
-from transformer import MLMHead, require
+from transformer import MLMHead, Transformer, require, sampling_probabilities
 from utils.inference.generate import evaluating
 from utils.inference.interpret import check_layer_and_head
 
@@ -79,3 +81,41 @@ def blank_attention(
         maps = module.model.attention_maps(ids)
     weights = maps[layer][0, head, blanks]  # (blanks, T)
     return [list(zip(encoding.tokens, row, strict=True)) for row in weights.tolist()]
+
+
+@torch.inference_mode()
+def unmask(
+    model: Transformer,
+    ids: Tensor,
+    mask: int,
+    n_steps: int,
+    generator: torch.Generator | None = None,
+    temperature: float = 1.0,
+    surest: bool = False,
+) -> Tensor:
+    """Put sampled tokens in the place of every `mask` in ids (B, T), equally many in each of `n_steps` steps.
+
+    In every step BERT predicts all hidden tokens, and some of them are uncovered: those at random places, or with
+    `surest` those whose sampled token has the highest probability. Tokens that are uncovered in the same step do not
+    know of each other, so the fewer steps, the less they fit together. A model that was trained with every share of the
+    tokens hidden is needed (Hoogeboom 2021, "Autoregressive diffusion models"; for `surest` Chang 2022, "MaskGIT").
+    """
+    require(n_steps >= 1, "n_steps", n_steps, "at least 1")
+    with evaluating(model):
+        for step in range(n_steps):
+            hidden = ids == mask  # (B, T)
+            n = math.ceil(hidden.sum(1).max().item() / (n_steps - step))
+            if n == 0:
+                break
+            logits = model(ids, keep=hidden)  # (N, V)
+            logits[:, mask] = -math.inf
+            probabilities = sampling_probabilities(logits, temperature)
+            tokens = torch.multinomial(probabilities, 1, generator=generator)  # (N, 1)
+            drawn = ids.masked_scatter(hidden, tokens)
+            order = torch.rand(ids.shape, generator=generator, device=ids.device)
+            if surest:
+                order = order.masked_scatter(hidden, probabilities.gather(1, tokens))
+            order = order.masked_fill(~hidden, -1)  # below all others
+            chosen = torch.zeros_like(hidden).scatter(1, order.topk(n).indices, True)
+            ids = torch.where(chosen & hidden, drawn, ids)
+    return ids

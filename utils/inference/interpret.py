@@ -9,11 +9,12 @@ from torch.nn import functional as F
 from transformer import Transformer, position_angles, require
 
 
-def input_gradients(model: Transformer, ids: Tensor) -> Tensor:
+def input_gradients(model: Transformer, inputs: Tensor) -> Tensor:
     """Return how strongly each position's largest logit depends on each position's input, (T, T).
 
     Row t, column s: the length of the gradient of the largest logit at position t with respect to the output of
-    `embed` at position s. In a causal model everything above the diagonal is 0. ids: (1, T).
+    `embed` at position s. In a causal model everything above the diagonal is 0. inputs: ids (1, T), or a picture
+    (1, channels, h, w). A head that otherwise reads one position is applied to all of them.
     """
     embedded: list[Tensor] = []
 
@@ -21,9 +22,10 @@ def input_gradients(model: Transformer, ids: Tensor) -> Tensor:
         embedded.append(output.detach().requires_grad_())
         return embedded[0]  # in the place of the output
 
+    length = model.embed(inputs).shape[1]
     hook = model.embed.register_forward_hook(keep)
     try:
-        logits = model(ids)[0]  # (T, V)
+        logits = model(inputs, keep=torch.ones(1, length, dtype=torch.bool, device=inputs.device))  # (T, V)
     finally:
         hook.remove()
     rows = []

@@ -1,7 +1,8 @@
 """Check a function that a learner has written, and say which mistake it makes: `f = lesson.check("causal_mask", f)`.
 
 A task (utils/lessons/tasks/) has a reference, cases to call it with, and a catalogue of known mistakes, each of which
-is itself a function. A learner's function that gives what a mistake gives, in every case, has made that mistake.
+is itself a function. A learner's function that gives what a mistake gives, in every case, has made that mistake. A
+function that is not written yet gets a hint when its cell is run for the second time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from transformer import require
 from utils.lessons.tasks import TASKS
 from utils.lessons.tasks.task import Task
 
+checked: set[str] = set()  # the names of the tasks that `check` was called for
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}  # absolute and relative; float32 has 7 digits
 
 
@@ -29,7 +31,8 @@ def check(name: str, mine: Callable) -> Callable:
     require(name in TASKS, "name", name, f"one of {', '.join(TASKS)}")
     require(callable(mine), name, mine, "a function")
     task = TASKS[name]
-    complaint = examine(task, mine)
+    complaint = examine(task, mine, hint=name in checked)
+    checked.add(name)
     if complaint is None:
         print(f"✓ {name}: right in all {len(task.cases())} cases.")
         return mine
@@ -37,13 +40,16 @@ def check(name: str, mine: Callable) -> Callable:
     return task.reference
 
 
-def examine(task: Task, mine: Callable) -> str | None:
-    """What is wrong with `mine`, in words; None if it does what the reference does."""
+def examine(task: Task, mine: Callable, hint: bool = True) -> str | None:
+    """What is wrong with `mine`, in words; None if it does what the reference does. hint: give one where nothing is
+    written yet.
+    """
     cases = task.cases()
     expected = outcomes(task.reference, cases)
     got = outcomes(mine, cases)
     if any(isinstance(outcome, NotImplementedError) for outcome in got):
-        return f"not written yet. It has to return {task.returns}. Hint: {task.hint}"
+        then = f"Hint: {task.hint}" if hint else "(For a hint, run this cell once more.)"
+        return f"not written yet. It has to return {task.returns}. {then}"
     wrong = [i for i in range(len(cases)) if not same(expected[i], got[i])]
     if not wrong:
         changed = [i for i, arguments in enumerate(cases) if not same(arguments, task.cases()[i])]

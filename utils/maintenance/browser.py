@@ -1,9 +1,10 @@
 """Operate Jupyter in a headless Chromium: for tests/browser, and to take the README's pictures of the widgets.
 
-    python -m utils.maintenance.browser        # or: make screenshots
+    python -m utils.maintenance.browser [NAME ...]        # or: make screenshots
 
-takes a picture of each widget, with the models that `make demo` leaves in runs/, and writes it into assets/. It needs
-the packages of requirements-browser.txt and a Chromium of the system (Debian: apt install chromium).
+takes a picture of each widget, or of those that are named, with the models that `make demo` leaves in runs/, and writes
+it into assets/. It needs the packages of requirements-browser.txt and a Chromium of the system (Debian: apt install
+chromium).
 """
 
 from __future__ import annotations
@@ -30,37 +31,38 @@ FLAGS = [
     "--no-sandbox", "--headless=new", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-WIDGETS = [  # the cells of the notebook that is photographed
-    f"""
+IMPORTS = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from utils.data.images import ImageData, load_images
 from utils.lessons.tasks.attention import FOUR
-from utils.lessons.widgets import attention_playground, fill_mask, image_explorer, sampler
+from utils.lessons.switchboard import Switchboard, train_together
+from utils.lessons.widgets import attention_playground, fill_mask, image_explorer, sampler, switchboard
+from utils.studies.common import BLOCKS
 from utils.training.cpu import fast_on_cpu
 from utils.weights.loading import load_pretrained
-""",
-    "attention_playground(*FOUR)",
-    f"""
+"""
+WIDGETS = {  # file in assets/: a label of the widget, and the cell that makes it
+    "attention-playground": ("Query of", "attention_playground(*FOUR)"),
+    "sampler": ("Prompt", f"""
 gpt, gpt_tokenizer = load_pretrained({str(ROOT / "runs" / "gpt")!r})
 gpt = fast_on_cpu(gpt)
 sampler(gpt, gpt_tokenizer, "Return the ")
-""",
-    f"""
+"""),
+    "fill-mask": ("Sentence", f"""
 bert, bert_tokenizer = load_pretrained({str(ROOT / "runs" / "bert")!r})
 fill_mask(bert, bert_tokenizer, "a ___ of strings .")
-""",
-    f"""
+"""),
+    "image-explorer": ("Picture", f"""
 vit, _ = load_pretrained({str(ROOT / "runs" / "vit")!r})
 image_explorer(vit, ImageData(load_images("mnist-5k")))
-""",
-]
-PICTURES = {  # file in assets/: a label of the widget
-    "attention-playground": "Query of",
-    "sampler": "Prompt",
-    "fill-mask": "Sentence",
-    "image-explorer": "Picture",
-}
+"""),
+    "switchboard": ("may look at", """
+board = Switchboard(BLOCKS)
+train_together(board, 480)
+switchboard(board)
+"""),
+}  # fmt: skip
 
 
 class Missing(Exception):
@@ -225,25 +227,39 @@ def until(condition, what: str) -> None:
     raise TimeoutError(f"expected, but never seen: {what}")
 
 
-def take_pictures(assets: Path) -> None:
-    """Write a picture of each widget, used with the models in runs/, into the folder `assets`."""
+def take_pictures(assets: Path, names: list[str]) -> None:
+    """Write a picture of each of these widgets, used with the models in runs/, into the folder `assets`."""
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
-        write_notebook(Path(folder, "widgets.ipynb"), WIDGETS)
+        write_notebook(Path(folder, "widgets.ipynb"), [IMPORTS, *(WIDGETS[name][1] for name in names)])
         with jupyter("voila", Path(folder), "widgets.ipynb") as address:
-            page = visit(browser, "voila", address, width=900)
-            button(page, "Previous").wait_for(timeout=3 * TIMEOUT)
-            number(page, "Length", 60)
-            button(page, "Generate").click()
-            until(lambda: page.get_by_text("with the cache").count() > 0, "the speed")
-            slide(page, "Position", 12)
-            slide(page, "Picture", 320)
-            slide(page, "Hide patches", 3)
+            page = visit(browser, "voila", address, width=1100)
+            for name in names:
+                page.locator(f'label:text-is("{WIDGETS[name][0]}")').first.wait_for(timeout=10 * TIMEOUT)
+            use(page, names)
             page.wait_for_timeout(1000)
-            for name, within in PICTURES.items():
-                widget = page.locator(f'.widget-vbox:has(label:text-is("{within}"))').first
+            for name in names:
+                widget = page.locator(f'.widget-vbox:has(label:text-is("{WIDGETS[name][0]}"))').first
                 widget.screenshot(path=str(assets / f"{name}.png"))
 
 
+def use(page, names: list[str]) -> None:
+    """Do with each widget what its picture is to show."""
+    if "sampler" in names:
+        number(page, "Length", 60)
+        button(page, "Generate").click()
+        until(lambda: page.get_by_text("with the cache").count() > 0, "the speed")
+        slide(page, "Position", 12)
+    if "image-explorer" in names:
+        slide(page, "Picture", 320)
+        slide(page, "Hide patches", 3)
+    if "switchboard" in names:
+        for label in ("patches", "past"):
+            page.locator(f'.widget-toggle-button:text-is("{label}")').first.click()
+        slide(page, "Example", 200)
+        page.wait_for_timeout(5000)
+
+
 if __name__ == "__main__":
-    take_pictures(ROOT / "assets")
-    print(f"assets: {', '.join(f'{name}.png' for name in PICTURES)}")
+    chosen = sys.argv[1:] or list(WIDGETS)
+    take_pictures(ROOT / "assets", chosen)
+    print(f"assets: {', '.join(f'{name}.png' for name in chosen)}")

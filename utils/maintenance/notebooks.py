@@ -91,7 +91,7 @@ def write_solutions(notebook: nbformat.NotebookNode) -> None:
 def add_pictures(notebook: nbformat.NotebookNode) -> None:
     """Put a picture beside each widget, for pages without a kernel: that of assets/ (`make screenshots`)."""
     for cell in notebook.cells:
-        shown = re.search(r"\b(attention_playground|sampler|fill_mask|image_explorer)\(", cell.source)
+        shown = re.search(r"\b(attention_playground|sampler|fill_mask|image_explorer|switchboard)\(", cell.source)
         for output in cell.get("outputs", []):
             if shown and WIDGET in output.get("data", {}):
                 picture = ROOT / "assets" / f"{shown[1].replace('_', '-')}.png"

@@ -16,9 +16,9 @@ from pathlib import Path
 from utils.files import write_text
 from utils.lessons import notebook as lesson
 from utils.machine import device_name, versions
-from utils.studies import common, house
+from utils.studies import common, draws, house
 
-STUDIES = {"house": house}
+STUDIES = {"house": house, "draws": draws}
 RESULTS = Path(__file__).with_name("results")
 
 
