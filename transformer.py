@@ -418,6 +418,7 @@ class Transformer(nn.Module):
 
         inputs: what `embed` takes. mask: (B, S), boolean, False at padding, which comes last.
         caches: one for each block; the inputs continue the tokens whose keys and values they hold.
+        (Used without a mask: texts that are continued together are equally long.)
         keep: the positions whose logits are wanted, as in `select`; if None, those that the head
         reads. Only these go through the last feed-forward network, the norm and the head.
 
@@ -458,7 +459,7 @@ class Transformer(nn.Module):
 
 
 class Positions(nn.Module):
-    """Add learned or sinusoidal positions; with rotary positions, do nothing here."""
+    """Add learned or sinusoidal positions. Rotary ones are added by nobody: Attention rotates."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -481,9 +482,6 @@ class Positions(nn.Module):
         require(stop <= self.max_len, "sequence length", stop, allowed)
         if self.kind == "rotary":
             return x
-        if self.kind == "sinusoidal":
-            # Sines go up to 1, embeddings start near 0: enlarge the embeddings (Vaswani, 3.4).
-            x = x * math.sqrt(x.shape[-1])
         return x + self.table[start:stop]
 
 
@@ -530,6 +528,9 @@ class TokenEmbedding(nn.Module):
                 segments = torch.zeros_like(ids)  # a single text, as in all data of utils/data
             check_ids("segments", segments, "n_segments", self.segments.num_embeddings)
             x = x + self.segments(segments)  # (B, T, C)
+        if self.positions.kind == "sinusoidal":
+            # Sines go up to 1, embeddings start near 0: enlarge the embeddings (Vaswani, 3.4).
+            x = x * math.sqrt(x.shape[-1])
         x = self.positions(x, start)
         return self.dropout(self.norm(x))
 
@@ -671,7 +672,7 @@ class DecoderTransformer(Transformer):
             head.weight = embed.tokens.weight
         super().__init__(config, embed, head)
 
-    @torch.inference_mode()  # what this function computes is not recorded for gradients
+    @torch.inference_mode()  # gradients are off in here, but not in the caller between two tokens
     def stream(
         self,
         ids: Tensor,
@@ -833,8 +834,9 @@ class LitTransformer(L.LightningModule):
         self.recipe = recipe
         # The mean of -ln(p), where p is the probability of the right token or class.
         self.criterion = nn.CrossEntropyLoss()
-        # micro: the share of all targets that are predicted correctly, whatever their class. The
-        # arguments are not validated at every step, which would take time.
+        # Called, it returns the accuracy of one batch. micro: the share of all targets that are
+        # predicted correctly, whatever their class. The arguments are not validated at every step,
+        # which would take time.
         self.accuracy_fn = MulticlassAccuracy(n_outputs, average="micro", validate_args=False)
 
     def step(self, batch: tuple[Tensor, ...], stage: str) -> Tensor:
@@ -923,9 +925,9 @@ class LitTransformer(L.LightningModule):
             fused=True,  # updates all parameters in one call, which is faster
         )
         # With float16 numbers, which cannot hold very small gradients, Lightning multiplies the
-        # loss, and so the gradients, by a large factor, and divides them by it again before they
-        # are clipped. A fused optimiser would divide in its step, after the clipping, if this
-        # attribute were True.
+        # loss, and so the gradients, by a large factor, and divides them by it again before it
+        # clips them. This attribute of PyTorch's fused optimisers says that they divide by
+        # themselves, inside the step; Lightning would believe it, and refuse to clip.
         optimizer._step_supports_amp_scaling = False
         # Multiplies the learning rate of every group by lr_factor(step).
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
@@ -937,8 +939,8 @@ class LitTransformer(L.LightningModule):
     def lr_factor(self, step: int) -> float:
         """The learning rate at a step, as a fraction of the recipe's: a warm-up times a cosine.
 
-        Both begin at step 0. When the warm-up is over, the cosine has fallen a little, so the
-        learning rate never quite reaches the recipe's.
+        Both begin at step 0. At the end of a warm-up the cosine has fallen a little, so with one
+        the learning rate never quite reaches the recipe's.
         """
         # Rises from 1 / (warmup + 1) at step 0 to 1 at step `warmup`, then stays.
         warmup = min(1.0, (step + 1) / (self.recipe.warmup + 1))
@@ -1026,7 +1028,8 @@ def train(
     out: the folder for metrics.csv, checkpoints/best.ckpt (of the lowest validation loss) and
     checkpoints/last.ckpt. The module that is returned has the last weights. resume: continue from
     last.ckpt; on a CPU the weights at the end are then equal, to the last bit, to those of a run
-    that was never interrupted (unless a time limit decides the learning rate, see `progress`).
+    that was never interrupted, if the data module goes on at the right batch, as those of utils/
+    do, and no time limit decides the learning rate (see `progress`).
     callbacks: more of them. pick_best: False puts the weights of the end into best.ckpt, whatever
     their loss; for validation parts so small that the lowest loss is a matter of chance. options:
     other arguments of Lightning's Trainer, such as max_steps.
@@ -1037,15 +1040,14 @@ def train(
     last = folder / "last.ckpt"
     require(last.is_file() or not resume, "resume", resume, f"False: there is no checkpoint {last}")
 
-    # After each validation: best.ckpt, if its loss is the lowest so far (or its step the highest),
-    # and last.ckpt. Without version counters, each overwrites the file before it.
+    # After each validation: best.ckpt, if its loss is the lowest so far (or its step the highest:
+    # ModelCheckpoint knows the number of the step), and last.ckpt, which without a `monitor` is
+    # always the newest. Without version counters, each overwrites the file before it.
     best = {"monitor": "val_loss", "mode": "min"}
     if not pick_best:
         best = {"monitor": "step", "mode": "max"}
     save_best = ModelCheckpoint(folder, "best", enable_version_counter=False, **best)
     save_last = ModelCheckpoint(folder, "last", enable_version_counter=False)
-    # Housekeeping stands at the end of this file: repeatable dropout, a last validation.
-    callbacks = [save_best, save_last, *(callbacks or []), Housekeeping()]
     defaults = {
         "gradient_clip_val": 1.0,  # scale all gradients down together if their norm exceeds 1
         "num_sanity_val_steps": 0,  # no validation before the training
@@ -1053,11 +1055,14 @@ def train(
     }
     trainer = L.Trainer(
         **(defaults | options),
-        callbacks=callbacks,
+        callbacks=[save_best, save_last, *(callbacks or [])],
         logger=CSVLogger(out, name="", version=""),
         # The data modules divide the data among several GPUs, so Lightning need not.
         use_distributed_sampler=False,
     )
+    # Repeatable dropout, a last validation: see the end of this file. It comes after the Timer that
+    # the Trainer has made of a time limit, so as to learn that the time is over.
+    trainer.callbacks.append(Housekeeping())
     module.train()  # training mode (dropout on); Lightning leaves the mode as it is
     trainer.fit(module, data, ckpt_path=last if resume else None)
     return module
@@ -1102,7 +1107,7 @@ class Housekeeping(L.Callback):
         number = trainer.global_step * per_step + batch_idx % per_step
         # With several GPUs, each draws its own dropout: global_rank numbers them from 0 on.
         number = number * trainer.world_size + trainer.global_rank
-        # The numbers of two recipes with different seeds are at least a million apart.
+        # With other seeds of the recipe the numbers are others, up to a million batches.
         seed = module.recipe.seed * 1_000_003 + number
         if module.device.type == "cpu":
             torch.default_generator.manual_seed(seed)  # quicker than torch.manual_seed

@@ -338,7 +338,17 @@ def test_sinusoids_are_those_of_the_paper():
         for i in range(8):
             table[pos, 2 * i] = math.sin(pos / 10_000 ** (2 * i / 16))
             table[pos, 2 * i + 1] = math.cos(pos / 10_000 ** (2 * i / 16))
-    close(model.embed.positions(x), math.sqrt(16) * x + table, rtol=0, atol=1e-5)  # the angles are float32
+    close(model.embed.positions(x), x + table, rtol=0, atol=1e-5)  # the angles are float32
+    ids = words(1, 12)
+    close(model.embed(ids), math.sqrt(16) * model.embed.tokens(ids) + table, rtol=0, atol=1e-5)
+
+
+def test_sinusoids_are_added_to_patches_as_they_are():
+    """Patches are not small, as the embeddings of tokens are at the beginning, and need not be enlarged."""
+    embed = tiny_vit(positions="sinusoidal").embed
+    x = pictures(1)
+    patches = embed.project(x).flatten(2).transpose(1, 2)
+    close(embed(x)[:, 1:], patches + embed.positions.table[1:])
 
 
 def test_rotary_attention_depends_on_the_distance_alone():

@@ -205,6 +205,20 @@ def test_max_time_ends_the_run_and_its_schedule(data, tmp_path, monkeypatch):
     assert saved(tmp_path)["global_step"] == len(rates)
 
 
+def test_a_time_limit_leaves_the_last_step_where_validations_are_rare(data, tmp_path, monkeypatch):
+    """Validated, and kept, once more at the end, although the epoch is not one of those that are validated."""
+    words = GPTData(load_corpus(data["gpt"]), **tiny.SETTINGS["gpt"]["batches"])
+    clock = iter(range(10**9))
+    monkeypatch.setattr(timer, "time", SimpleNamespace(monotonic=lambda: next(clock) / 20))
+    config = Config(**tiny.SMALL | {"max_len": 16, "causal": True})
+    module = train_gpt(
+        words, config, Recipe(), out=tmp_path, max_steps=10**6, max_time={"seconds": 3}, check_val_every_n_epoch=10**6,
+        enable_progress_bar=False,
+    )  # fmt: skip
+    assert 0 < module.trainer.global_step < 100
+    assert saved(tmp_path)["global_step"] == module.trainer.global_step
+
+
 # ------------------------------------------------------------------------------------------------ two processes
 @pytest.mark.parametrize("model", ["gpt", "bert"])
 def test_two_processes_are_one_with_the_same_batch(tmp_path, model):
