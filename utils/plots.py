@@ -304,12 +304,12 @@ def heat_map(
 
 
 def switchboard(
-    title: str, given: str | Tensor, gradients: Tensor, out: list[tuple[str, float]] | Tensor
+    title: str, given: str | Tensor, gradients: Tensor, out: list[tuple[str, float]] | Tensor, asked: str
 ) -> Figure:
     """Side by side: what goes into a model, which position depends on which, and what comes out.
 
     given: a text or a picture (channels, h, w) from 0 to 1. gradients: (T, T), of each position's output (row) with
-    respect to each position's input (column). out: names with their probabilities, or a picture.
+    respect to each position's input (column). out: names with their probabilities, or a picture. asked: its title.
     """
     figure = Figure(figsize=(10, 3.6), layout="constrained", dpi=100)
     figure.suptitle(title, fontsize=11)
@@ -321,10 +321,10 @@ def switchboard(
         goes_in.set_axis_off()
     else:
         show_picture(goes_in, given)
-    looks.set_title("output at a row depends on input at a column", fontsize=10)
+    looks.set_title("which output depends on which input", fontsize=10)
     looks.imshow((gradients > 0).float().numpy(), cmap="Blues", vmin=0, vmax=1.5, interpolation="nearest")
-    looks.set(xlabel="position", ylabel="position")
-    comes_out.set_title("comes out", fontsize=10)
+    looks.set(xlabel="position of the input", ylabel="position of the output")
+    comes_out.set_title(asked, fontsize=10)
     if isinstance(out, Tensor):
         show_picture(comes_out, out)
     else:

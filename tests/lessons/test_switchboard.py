@@ -53,7 +53,7 @@ def test_every_setting_runs_and_its_targets_fit(board, setting):
 def test_the_named_models_are_those_of_the_file(board):
     """The board's GPT, BERT and ViT give the logits of the classes of transformer.py with the same weights."""
     config = board.models["tokens", "past", "tokens"].config
-    gpt = DecoderTransformer(config, switchboard.VOCABULARY + 1, tied=False)
+    gpt = DecoderTransformer(config, board.special + 1, tied=False)
     found = board.switch("tokens", "past", "tokens")
     found.head.bias.data.zero_()  # GPT's head has no bias
     gpt.load_state_dict({key: value for key, value in found.state_dict().items() if key != "head.bias"})

@@ -11,6 +11,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from matplotlib.figure import Figure
@@ -23,7 +24,7 @@ from utils import plots
 from utils.data.batches import choose
 from utils.data.images import ImageData, load_images
 from utils.data.text import documents, part_of
-from utils.data.tokenisers import bpe_tokenizer, encode
+from utils.data.tokenisers import char_tokenizer, encode
 from utils.inference.interpret import input_gradients
 from utils.muon import Muon, muon_groups
 from utils.training.cpu import fast_on_cpu
@@ -43,8 +44,14 @@ NAMES = {
     ("patches", "all", "tokens"): ("BERT of pictures", "fills in hidden patches (Bao 2021, BEiT)"),
     ("patches", "past", "class"): ("causal ViT", "reads a digit from the last patch, which has seen all others"),
 }
-CONTEXT, VOCABULARY, MODULES = 64, 1024, 8  # of the text
+CONTEXT, MODULES = 96, 8  # the characters of a passage, and the modules that they are from
 PATCH, KINDS = 4, 64  # pixels, and kinds of patches
+ASKED = {  # what is shown of what comes out
+    ("tokens", "past", "tokens"): "the next character",
+    ("tokens", "all", "tokens"): "the first hidden character",
+    ("patches", "past", "tokens"): "each patch, after those before it",
+    ("patches", "all", "tokens"): "the grey patches",
+}
 HIDDEN = 0.3  # the share of tokens or patches that BERT has to fill in
 PARTS = ("train", "test")
 
@@ -54,13 +61,16 @@ PARTS = ("train", "test")
 
 @dataclass(frozen=True)
 class Passages:
-    """Passages of Python's documentation: token ids (N, CONTEXT), and the numbers of their modules (N,)."""
+    """Passages of Python's documentation, whose tokens are single characters: ids (N, CONTEXT), and the numbers of
+    their modules (N,).
+    """
 
     tokenizer: Tokenizer
     modules: list[str]
     parts: dict[str, tuple[Tensor, Tensor]]
 
 
+@cache
 def passages() -> Passages:
     """Return the documentation of the MODULES largest modules of the standard library, cut into passages."""
     found = [(module, text) for module, text in documents() if module]
@@ -69,7 +79,7 @@ def passages() -> Passages:
         sizes[module] += len(text)
     modules = sorted(module for module, _ in sizes.most_common(MODULES))
     found = [(module, text) for module, text in found if module in modules]
-    tokenizer = bpe_tokenizer("\n\n\n".join(text for _, text in found if part_of(text) == "train"), VOCABULARY)
+    tokenizer = char_tokenizer("\n\n\n".join(text for _, text in found if part_of(text) == "train"))
     parts = {}
     for part in PARTS:
         rows, labels = [], []
@@ -110,6 +120,12 @@ class PatchKinds:
         return F.fold(self.typical[tokens].mT, side, PATCH, stride=PATCH)
 
 
+@cache
+def digit_patches() -> PatchKinds:
+    """The typical patches of the training digits."""
+    return PatchKinds(load_images("mnist-5k").train[0])
+
+
 # ------------------------------------------------------------------------------------------------ the board
 
 
@@ -125,21 +141,21 @@ class Switchboard(nn.Module):
         """`blocks`: arguments of Config. seed: of the initial weights."""
         super().__init__()
         self.text = passages()
-        self.special = VOCABULARY  # one token more: the start of a text, and a hidden token
+        self.special = self.text.tokenizer.get_vocab_size()  # one token more: the start of a text, and a hidden one
         self.data = ImageData(load_images("mnist-5k"))
         self.pictures = {"train": self.data.images.train, "test": self.data.images.test}
-        self.kinds = PatchKinds(self.pictures["train"][0])
+        self.kinds = digit_patches()
         self.patches = {part: self.kinds.encode(images) for part, (images, _) in self.pictures.items()}
         self.side = self.data.image_size // PATCH  # patches in a row
 
         torch.manual_seed(seed)
         config = Config(**blocks, max_len=max(CONTEXT, 1 + self.side**2))
         self.embeds = nn.ModuleDict({
-            "tokens": TokenEmbedding(config, VOCABULARY + 1),
+            "tokens": TokenEmbedding(config, self.special + 1),
             "patches": PatchEmbedding(config, self.data.image_size, PATCH, channels=1),
         })  # fmt: skip
         self.heads = nn.ModuleDict({
-            "tokens to tokens": nn.Linear(config.d_model, VOCABULARY + 1),
+            "tokens to tokens": nn.Linear(config.d_model, self.special + 1),
             "tokens to class": ClassHead(config, MODULES),
             "patches to tokens": nn.Linear(config.d_model, KINDS),
             "patches to class": ClassHead(config, self.data.n_classes),
@@ -248,16 +264,14 @@ class Switchboard(nn.Module):
         logits = self.switch(*setting).eval()(inputs)[0].cpu()  # (T, V) or (K,)
         inputs, targets = inputs.cpu(), targets.cpu()
         if goes_in == "tokens":
-            pieces = [self.text.tokenizer.decode([i]) for i in inputs[0].clamp(max=VOCABULARY - 1).tolist()]
-            hidden = inputs[0] == self.special
-            shown = ["\u2588\u2588" if hide else piece for hide, piece in zip(hidden, pieces, strict=True)]
+            names = [self.text.tokenizer.id_to_token(i) for i in range(self.special)] + ["\u2588"]
+            shown = "".join(names[i] for i in inputs[0].tolist())
             if comes_out == "class" or may_look == "past":
                 shown = shown[1:]
             if comes_out == "class":
-                return "".join(shown), likeliest(logits, self.text.modules)
+                return shown, likeliest(logits, self.text.modules)
             place = -1 if may_look == "past" else int((targets[0] != -100).nonzero()[0])
-            names = [repr(self.text.tokenizer.decode([i]))[1:-1] for i in range(VOCABULARY)] + ["start"]
-            return "".join(shown), likeliest(logits[place], names)
+            return shown, likeliest(logits[place], [repr(name)[1:-1] for name in names])
         picture = plots.scaled(self.pictures["test"][0][number])
         if comes_out == "class":
             return picture, likeliest(logits, self.data.classes)
@@ -285,7 +299,8 @@ class Switchboard(nn.Module):
         name, does = NAMES[setting]
         shared, own = self.counts(*setting)
         title = f"{name}: {does}\n{shared:,} shared weights, {own:,} others"
-        return plots.switchboard(title, given, gradients, out)
+        asked = ASKED.get(setting, "the class")
+        return plots.switchboard(title, given, gradients, out, f"comes out: {asked}")
 
 
 def likeliest(logits: Tensor, names: list[str], k: int = 5) -> list[tuple[str, float]]:

@@ -54,7 +54,7 @@ def bits_in_order(module: LitTransformer, data: Sequences) -> float:
 
 
 @torch.inference_mode()
-def bits_in_any_order(module: LitTransformer, data: Sequences, draws: int = 16, seed: int = 0) -> float:
+def bits_in_any_order(module: LitTransformer, data: Sequences, draws: int = 8, seed: int = 0) -> float:
     """Bits per token of the test part when its tokens are uncovered one by one in random order.
 
     In a random order, a random number n of the T tokens is still hidden when a token's turn comes, each n from 1 to T
