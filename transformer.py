@@ -445,7 +445,9 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def attention_maps(self, *inputs: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-        """The attention weights (B, H, T, T) of every block, the first block's first."""
+        """The attention weights (B, H, T, T) of every block, the first block's first. Call eval()
+        on the model before, or dropout is on.
+        """
         maps = []
         x = self.embed(*inputs)
         for block in self.blocks:
@@ -478,6 +480,7 @@ class Positions(nn.Module):
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """(B, T, C) -> (B, T, C). `start` is the position of x[:, 0]."""
         stop = start + x.shape[1]
+        # This holds for rotary positions as well: a model reads angles badly that it has not seen.
         allowed = f"at most max_len={self.max_len}"
         require(stop <= self.max_len, "sequence length", stop, allowed)
         if self.kind == "rotary":
@@ -489,7 +492,7 @@ def check_ids(name: str, ids: Tensor, size_name: str, size: int) -> None:
     """Raise a ValueError unless ids is an int64 tensor (B, T) of numbers from 0 to size - 1."""
     good = ids.ndim == 2 and ids.dtype == torch.long
     require(good, name, f"{ids.dtype} {tuple(ids.shape)}", "int64 (B, T)")
-    # On a CPU only: to look at values on a GPU, the program would have to wait for it.
+    # On a CPU only: to look at values, the program would have to wait for a GPU once more.
     if ids.device.type == "cpu" and ids.numel() > 0:
         low, high = ids.min().item(), ids.max().item()
         inside = low >= 0 and high < size
@@ -530,6 +533,7 @@ class TokenEmbedding(nn.Module):
             x = x + self.segments(segments)  # (B, T, C)
         if self.positions.kind == "sinusoidal":
             # Sines go up to 1, embeddings start near 0: enlarge the embeddings (Vaswani, 3.4).
+            # PatchEmbedding does not: the pixels that it projects are not small.
             x = x * math.sqrt(x.shape[-1])
         x = self.positions(x, start)
         return self.dropout(self.norm(x))
@@ -848,6 +852,7 @@ class LitTransformer(L.LightningModule):
         if inputs[-1].dtype == torch.bool:
             mask = inputs.pop()  # (B, T)
         scored = targets != -100  # True at N targets
+        # (To look at `scored`, and to index by it, the program has to wait for a GPU.)
         if scored.all():  # GPT in training, and classes
             logits = self.model(*inputs, mask=mask)  # (B, T, V) or (B, K)
         else:
@@ -863,13 +868,14 @@ class LitTransformer(L.LightningModule):
         loss = self.criterion(logits, targets)
         accuracy = self.accuracy_fn(logits, targets)
         # on_step: log the figures of this batch (of the test, only the average is of interest).
-        # on_epoch: log their average in the epoch. sync_dist: average over several GPUs.
+        # on_epoch: log their average in the epoch, which alone is meant by "val_loss", by which
+        # best.ckpt is picked. sync_dist: average over several GPUs.
         self.log_dict(
             {f"{stage}_loss": loss, f"{stage}_acc": accuracy},
             on_step=stage != "test",
             on_epoch=True,
-            # How much this batch counts in the average. Over several GPUs Lightning averages this
-            # number as well, and would round a whole one.
+            # How much this batch counts in the average of the epoch. Over several GPUs, it is the
+            # mean of their batches' sizes, which need not be a whole number.
             batch_size=float(len(targets)),
             sync_dist=stage != "train",  # not in training, where it would slow down every step
             prog_bar=True,
@@ -926,8 +932,8 @@ class LitTransformer(L.LightningModule):
         )
         # With float16 numbers, which cannot hold very small gradients, Lightning multiplies the
         # loss, and so the gradients, by a large factor, and divides them by it again before it
-        # clips them. This attribute of PyTorch's fused optimisers says that they divide by
-        # themselves, inside the step; Lightning would believe it, and refuse to clip.
+        # clips them. PyTorch's fused optimisers can divide inside their step, and say so by this
+        # attribute; Lightning then leaves it to them, and cannot clip. False: Lightning divides.
         optimizer._step_supports_amp_scaling = False
         # Multiplies the learning rate of every group by lr_factor(step).
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
@@ -939,8 +945,8 @@ class LitTransformer(L.LightningModule):
     def lr_factor(self, step: int) -> float:
         """The learning rate at a step, as a fraction of the recipe's: a warm-up times a cosine.
 
-        Both begin at step 0. At the end of a warm-up the cosine has fallen a little, so with one
-        the learning rate never quite reaches the recipe's.
+        Both begin at step 0. When a warm-up ends, the cosine has fallen a little already, and the
+        learning rate never quite reaches the recipe's.
         """
         # Rises from 1 / (warmup + 1) at step 0 to 1 at step `warmup`, then stays.
         warmup = min(1.0, (step + 1) / (self.recipe.warmup + 1))
@@ -1107,7 +1113,7 @@ class Housekeeping(L.Callback):
         number = trainer.global_step * per_step + batch_idx % per_step
         # With several GPUs, each draws its own dropout: global_rank numbers them from 0 on.
         number = number * trainer.world_size + trainer.global_rank
-        # With other seeds of the recipe the numbers are others, up to a million batches.
+        # With other seeds the numbers are others, up to a million batches of all GPUs together.
         seed = module.recipe.seed * 1_000_003 + number
         if module.device.type == "cpu":
             torch.default_generator.manual_seed(seed)  # quicker than torch.manual_seed
@@ -1119,8 +1125,8 @@ class Housekeeping(L.Callback):
         if trainer.global_step >= trainer.estimated_stepping_batches:
             trainer.should_stop = True  # ends the epoch, then the run
         if trainer.should_stop:  # also where a time limit has set it
-            # Lightning validates once more before it stops. While check_val_every_n_epoch is a
-            # number n, it does so only if a multiple of n epochs is done; while it is None, always.
+            # Lightning validates when it stops, but while check_val_every_n_epoch is a number n,
+            # only if a multiple of n epochs is done. None: epochs do not count.
             trainer.check_val_every_n_epoch = None
 
 
@@ -1129,8 +1135,9 @@ class Housekeeping(L.Callback):
 
 def main(arguments: list[str] | None = None) -> None:
     """python transformer.py bert|gpt|vit ...: train a model, test it, and keep the results."""
-    # The command line imports this file. If this file imported it in turn, neither could be loaded
-    # or understood without the other. So it is looked up by its name, and only when it is wanted.
+    # The command line imports this file, and this file imports nothing of it: it is looked up by
+    # its name when it is wanted. (An import in here would work as well, but tools that follow
+    # imports would see a circle.)
     command = resolve_name("utils.training.command:command")
     raise SystemExit(command(arguments))
 

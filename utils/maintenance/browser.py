@@ -58,8 +58,8 @@ vit, _ = load_pretrained({str(ROOT / "runs" / "vit")!r})
 image_explorer(vit, ImageData(load_images("mnist-5k")))
 """),
     "switchboard": ("may look at", """
-board = Switchboard(BLOCKS)
-train_together(board, 480)
+board = Switchboard({**BLOCKS, "positions": "rotary"})
+train_together(board, 240)
 switchboard(board)
 """),
 }  # fmt: skip

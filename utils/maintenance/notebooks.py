@@ -88,14 +88,18 @@ def write_solutions(notebook: nbformat.NotebookNode) -> None:
         cell.source = f"{code}\nwritten = {name}\n{checked}\nassert {name} is written{rest}"
 
 
+def widget_picture(cell: nbformat.NotebookNode) -> Path | None:
+    """The picture in assets/ of the widget that the cell shows; None if it shows none."""
+    shown = re.search(r"\b(attention_playground|sampler|fill_mask|image_explorer|switchboard)\(", cell.source)
+    return ROOT / "assets" / f"{shown[1].replace('_', '-')}.png" if shown else None
+
+
 def add_pictures(notebook: nbformat.NotebookNode) -> None:
     """Put a picture beside each widget, for pages without a kernel: that of assets/ (`make screenshots`)."""
     for cell in notebook.cells:
-        shown = re.search(r"\b(attention_playground|sampler|fill_mask|image_explorer|switchboard)\(", cell.source)
         for output in cell.get("outputs", []):
-            if shown and WIDGET in output.get("data", {}):
-                picture = ROOT / "assets" / f"{shown[1].replace('_', '-')}.png"
-                output.data["image/png"] = base64.b64encode(picture.read_bytes()).decode()
+            if WIDGET in output.get("data", {}):
+                output.data["image/png"] = base64.b64encode(widget_picture(cell).read_bytes()).decode()
 
 
 def run(name: str, fast: bool = False) -> float:
@@ -110,6 +114,8 @@ def run(name: str, fast: bool = False) -> float:
     if fast:
         write_solutions(notebook)
         notebook.cells += [nbformat.v4.new_code_cell(code) for code in solutions(notebook)]
+    for picture in filter(None, map(widget_picture, notebook.cells)):  # now, and not after minutes of work
+        require(picture.is_file(), "picture", picture.name, "in assets/; `make screenshots` makes it")
     os.environ["FAST_RUN"] = str(int(fast))
     seconds = execute(notebook)
     if not fast:
