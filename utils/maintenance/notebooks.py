@@ -114,8 +114,10 @@ def run(name: str, fast: bool = False) -> float:
     if fast:
         write_solutions(notebook)
         notebook.cells += [nbformat.v4.new_code_cell(code) for code in solutions(notebook)]
-    for picture in filter(None, map(widget_picture, notebook.cells)):  # now, and not after minutes of work
-        require(picture.is_file(), "picture", picture.name, "in assets/; `make screenshots` makes it")
+    else:  # what can fail is done now, and not after minutes of work
+        code_sha256 = code_hash(notebook)
+        for picture in filter(None, map(widget_picture, notebook.cells)):
+            require(picture.is_file(), "picture", picture.name, "in assets/; `make screenshots` makes it")
     os.environ["FAST_RUN"] = str(int(fast))
     seconds = execute(notebook)
     if not fast:
@@ -124,7 +126,7 @@ def run(name: str, fast: bool = False) -> float:
             allowed = f"free of this machine's paths; the output of cell {cell.id} shows one"
             require(not private, "notebook", name, allowed)
         add_pictures(notebook)
-        notebook.metadata["one_transformer"] = {"code_sha256": code_hash(notebook), "seconds": round(seconds)}
+        notebook.metadata["one_transformer"] = {"code_sha256": code_sha256, "seconds": round(seconds)}
         with whole(path) as draft:
             nbformat.write(notebook, draft)
     return seconds
