@@ -461,7 +461,7 @@ class Transformer(nn.Module):
 
 
 class Positions(nn.Module):
-    """Add learned or sinusoidal positions. Rotary ones are added by nobody: Attention rotates."""
+    """Add learned or sinusoidal positions. Rotary positions are not added: Attention uses them."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -480,7 +480,7 @@ class Positions(nn.Module):
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """(B, T, C) -> (B, T, C). `start` is the position of x[:, 0]."""
         stop = start + x.shape[1]
-        # This holds for rotary positions as well: a model reads angles badly that it has not seen.
+        # For rotary positions too: a model does badly at positions that it was not trained on.
         allowed = f"at most max_len={self.max_len}"
         require(stop <= self.max_len, "sequence length", stop, allowed)
         if self.kind == "rotary":

@@ -16,6 +16,7 @@ from nbclient.exceptions import CellExecutionError
 
 from utils.lessons.notebook import choose_scale, preset, steps
 from utils.lessons.tasks import TASKS
+from utils.maintenance import notebooks as maintenance
 from utils.maintenance import stamp
 from utils.maintenance.notebooks import NAMES, ROOT, WIDGET, code_hash, printed_code, solutions, your_turns
 from utils.training.presets import PRESETS
@@ -279,3 +280,14 @@ def test_the_sizes_are_those_of_the_presets(model):
     assert preset(model, "small") == PRESETS[model]["small"] and preset(model, "full") == PRESETS[model]["full"]
     preset(model, "fast")["config"]["n_layers"] = 99
     assert preset(model, "fast")["config"]["n_layers"] == 2  # and PRESETS is as it was
+
+
+# ------------------------------------------------------------------------------------------------ before a run
+
+
+def test_a_missing_picture_is_told_before_the_notebook_runs(tmp_path, monkeypatch):
+    """A whole run takes minutes, and the picture of the widget is needed at its end."""
+    monkeypatch.setattr(maintenance, "widget_picture", lambda cell: tmp_path / "none.png")
+    monkeypatch.setattr(maintenance, "execute", lambda notebook: pytest.fail("it has run"))
+    with pytest.raises(ValueError, match="picture='none.png'"):
+        maintenance.run("attention")

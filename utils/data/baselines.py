@@ -38,15 +38,21 @@ def witten_bell(train: np.ndarray, held_out: np.ndarray, order: int) -> np.ndarr
     for n in range(1, order + 1):
         seen = pack(np.concatenate((start[: n - 1], train)), n)
         asked = pack(np.concatenate((start[: n - 1], held_out)), n)
-        grams, counts = np.unique(seen, return_counts=True)
-        # A gram without its last byte is its history. The grams are sorted, so equal histories lie together.
-        histories, first, kinds = np.unique(grams >> np.uint64(8), return_index=True, return_counts=True)
-        totals = np.add.reduceat(counts, first)
-        count = look_up(grams, counts, asked)
-        total = look_up(histories, totals, asked >> np.uint64(8))
-        kind = look_up(histories, kinds, asked >> np.uint64(8))
-        p = np.where(total > 0, (count + kind * p) / np.maximum(total + kind, 1), p)
+        p = smoothed(p, seen, asked)
     return p
+
+
+def smoothed(p: np.ndarray, seen: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Return p_n of `witten_bell` for each asked gram, given p_{n-1}.
+
+    seen, asked: the grams of the training and of the held-out part, each a whole number: 256 x its history + its byte.
+    """
+    grams, counts = np.unique(seen, return_counts=True)
+    histories, first, kinds = np.unique(grams // 256, return_index=True, return_counts=True)  # sorted, as the grams are
+    totals = np.add.reduceat(counts, first)
+    count = look_up(grams, counts, asked)
+    total, kind = look_up(histories, totals, asked // 256), look_up(histories, kinds, asked // 256)
+    return np.where(total > 0, (count + kind * p) / np.maximum(total + kind, 1), p)
 
 
 def pack(text: np.ndarray, n: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The switchboard: one set of blocks and three switches, which make it GPT, BERT, ViT or one of five relatives.
 
-    board = Switchboard(BLOCKS)
-    train_together(board, 960)
+    board = Switchboard({"n_layers": 4, "n_heads": 4, "d_model": 128, "d_ff": 512, "positions": "rotary"})
+    train_together(board, 1200)
     board.show("tokens", "past", "tokens")  # GPT
 """
 
@@ -173,7 +173,10 @@ class Switchboard(nn.Module):
             model.blocks, model.norm = self.blocks, self.norm
 
     def switch(self, *setting: str) -> Transformer:
-        """Return the model of a setting (what goes in, who may look, what comes out); the others wait."""
+        """Return the model of a setting (what goes in, who may look, what comes out), ready to be used.
+
+        Until the next call: the blocks have one state of this switch for all models.
+        """
         require(setting in NAMES, "setting", setting, f"one of {SETTINGS}")
         goes_in, may_look, comes_out = setting
         self.look(may_look)
@@ -190,7 +193,7 @@ class Switchboard(nn.Module):
         return shared, sum(weight.numel() for weight in self.models[setting].parameters()) - shared
 
     def batch(self, setting: Setting, part: str, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The inputs and targets of these rows (B,) of a part (train or test), on the device of the weights.
+        """Return the inputs and targets of these rows (B,) of a part (train or test), on the device of the weights.
 
         Targets are -100 where none is asked.
         """
@@ -199,7 +202,7 @@ class Switchboard(nn.Module):
         return inputs.to(device), targets.to(device)
 
     def asked(self, setting: Setting, part: str, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The same on the CPU, where all data are."""
+        """Return what `batch` does, but on the CPU, where the data are."""
         goes_in, may_look, comes_out = setting
         if goes_in == "tokens":
             ids, labels = (tensor[rows] for tensor in self.text.parts[part])  # (B, T), (B,)
@@ -231,7 +234,7 @@ class Switchboard(nn.Module):
     @torch.no_grad()
     def accuracy(self, setting: Setting, may_look: str | None = None) -> tuple[float, float]:
         """The share of the test part's targets that the setting's model gets right, and the share of the answer that
-        is commonest in the training part. may_look: turn this switch behind the model's back.
+        is commonest in the training part. may_look: "all" or "past", where it is to differ from the setting's.
         """
         model = self.switch(*setting).eval()
         if may_look is not None:
@@ -319,8 +322,9 @@ def train_together(
 ) -> None:
     """Train the models of these settings in turn, a step for each, until n_steps are done.
 
-    Muon trains the matrices of the blocks, AdamW everything else. note: called after every step with the step, the
-    setting and its loss in nats.
+    This is a plain loop, because Lightning's Trainer trains one model on one kind of batch. Muon trains the
+    matrices of the blocks, AdamW everything else. note: called after every step with the step, the setting and its loss
+    in nats.
     """
     recipe = Recipe(optimizer="muon", lr=3e-3, warmup=30)
     groups = muon_groups([{"params": list(board.parameters())}], board.blocks, recipe.muon_lr)

@@ -11,6 +11,7 @@ import base64
 import io
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -83,13 +84,7 @@ def picture_ladder(train: Tensor, test: Tensor) -> dict[str, float]:
     # After the pixel to the left, then after that and the one above: counts, smoothed as in `baselines.witten_bell`.
     p = shares[new]
     for contexts in (left, left_and_above):
-        seen, asked = contexts(old), contexts(new)
-        pairs, counts = np.unique(seen * 256 + old, return_counts=True)
-        histories, first, kinds = np.unique(pairs // 256, return_index=True, return_counts=True)
-        totals = np.add.reduceat(counts, first)
-        count = baselines.look_up(pairs, counts, asked * 256 + new)
-        total, kind = baselines.look_up(histories, totals, asked), baselines.look_up(histories, kinds, asked)
-        p = np.where(total > 0, (count + kind * p) / np.maximum(total + kind, 1), p)
+        p = baselines.smoothed(p, contexts(old) * 256 + old, contexts(new) * 256 + new)
     ladder["left and upper neighbour"] = float(-np.log2(p).mean())
     ladder["PNG"] = file_bits(test, format="PNG", optimize=True)
     ladder["WebP"] = file_bits(test, format="WEBP", lossless=True, quality=100, method=6)
@@ -130,10 +125,8 @@ def halved(images: ImageSet) -> ImageSet:
     def half(part: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return F.avg_pool2d(part[0].float(), 2).round().to(torch.uint8), part[1]
 
-    return ImageSet(
-        f"{images.name}, halved", images.classes, half(images.train), half(images.validation), half(images.test),
-        images.source,
-    )  # fmt: skip
+    parts = {"train": half(images.train), "validation": half(images.validation), "test": half(images.test)}
+    return replace(images, name=f"{images.name}, halved", **parts)
 
 
 @cache
