@@ -373,7 +373,7 @@ def test_notebook(name, needs, chromium, tmp_path, monkeypatch):
         return [out for cell in saved.cells for out in cell.get("outputs", []) if out.output_type == "error"]
 
     saved = nbformat.v4.new_notebook()
-    until(done, "the end of the notebook")
+    until(done, "the end of the notebook", timeout=10 * TIMEOUT, every=2000)
     assert not errors()
     state = json.load(urllib.request.urlopen(address.split("/lab")[0] + "/api/kernels", timeout=30))
     assert [kernel["execution_state"] for kernel in state] == ["idle"]

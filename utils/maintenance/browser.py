@@ -218,12 +218,12 @@ def number(page, label: str, value: int) -> None:
     box.press("Enter")
 
 
-def until(condition, what: str) -> None:
-    """Wait until `condition()` is true. Raises a TimeoutError that names `what` was expected."""
-    for _ in range(TIMEOUT // 100):
+def until(condition, what: str, timeout: int = TIMEOUT, every: int = 100) -> None:
+    """Ask `every` so many milliseconds whether `condition()` is true. Raises a TimeoutError that names `what` was expected."""
+    for _ in range(timeout // every):
         if condition():
             return
-        time.sleep(0.1)
+        time.sleep(every / 1000)
     raise TimeoutError(f"expected, but never seen: {what}")
 
 
