@@ -112,10 +112,19 @@ def unmask(
             probabilities = sampling_probabilities(logits, temperature)
             tokens = torch.multinomial(probabilities, 1, generator=generator)  # (N, 1)
             drawn = ids.masked_scatter(hidden, tokens)
-            order = torch.rand(ids.shape, generator=generator, device=ids.device)
+            priority = torch.rand(ids.shape, generator=generator, device=ids.device)
             if surest:
-                order = order.masked_scatter(hidden, probabilities.gather(1, tokens))
-            order = order.masked_fill(~hidden, -1)  # below all others
-            chosen = torch.zeros_like(hidden).scatter(1, order.topk(n).indices, True)
-            ids = torch.where(chosen & hidden, drawn, ids)
+                priority = priority.masked_scatter(hidden, probabilities.gather(1, tokens))
+            ids = uncover(ids, drawn, priority, n, mask)
     return ids
+
+
+def uncover(ids: Tensor, drawn: Tensor, priority: Tensor, n: int, mask: int) -> Tensor:
+    """Return ids (B, T) in which n tokens `mask` of every row, those with the highest priority, are replaced.
+
+    drawn: the tokens to put there (B, T); priority: (B, T). A row with fewer than n masks gets all of them replaced.
+    """
+    hidden = ids == mask  # (B, T)
+    priority = priority.masked_fill(~hidden, -math.inf)
+    chosen = torch.zeros_like(hidden).scatter(1, priority.topk(n).indices, True)
+    return torch.where(chosen & hidden, drawn, ids)

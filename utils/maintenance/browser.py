@@ -219,7 +219,10 @@ def number(page, label: str, value: int) -> None:
 
 
 def until(condition, what: str, timeout: int = TIMEOUT, every: int = 100) -> None:
-    """Ask `every` so many milliseconds whether `condition()` is true. Raises a TimeoutError that names `what` was expected."""
+    """Ask again and again, with a pause of `every` milliseconds, until `condition()` is true.
+
+    Raises a TimeoutError that names `what` was expected.
+    """
     for _ in range(timeout // every):
         if condition():
             return
