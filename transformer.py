@@ -2,14 +2,15 @@
 
     tokens or patches -> embed -> Block -> Block -> ... -> Block -> norm -> head -> logits
 
-BERT reads a text in both directions and predicts tokens that were masked, that is, hidden from it.
-GPT reads from left to right and predicts the next token. ViT cuts a picture into patches, reads
-them like a text, and predicts the picture's class. Logits are the scores of every token or class;
-softmax turns them into probabilities.
+A text is cut into tokens, which are words, pieces of words or characters. Each has a number, its
+id, in a fixed list, the vocabulary. BERT reads a text in both directions and predicts tokens that
+were masked, that is, hidden from it. GPT reads from left to right and predicts the next token. ViT
+cuts a picture into patches, reads them like a text, and predicts the picture's class. Logits are
+the scores of every token or class; softmax turns them into probabilities.
 
 All three are built from the same `Block`. They differ mainly in three places: what goes in
 (`embed`), which positions may attend to which (`Config.causal`), and what comes out (`head`; the
-heads of attention are something else).
+heads of attention are something else). BERT also applies its LayerNorms at other places.
 
 The file reads from top to bottom: settings, attention, the block, the whole network, what goes in,
 what comes out, the three models, sampling from GPT, and training. By itself, with torch, lightning
@@ -30,7 +31,7 @@ Shapes stand in comments as tuples of these letters:
     N  positions that the loss is computed on
 
 Papers: "Attention is all you need" (Vaswani 2017), BERT (Devlin 2018), GPT-2 (Radford 2019),
-ViT (Dosovitskiy 2020), RoFormer (Su 2021).
+ViT (Dosovitskiy 2020), RoFormer (Su 2021). In the comments, "Vaswani, 3.2" is section 3.2 of it.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
 
 ACTIVATIONS = {
     "relu": nn.ReLU,
-    "gelu": nn.GELU,  # a smooth relative of ReLU (BERT, ViT)
-    "gelu_tanh": partial(nn.GELU, approximate="tanh"),  # an approximation of it (GPT-2)
+    "gelu": nn.GELU,  # x * P(Z < x), Z standard normal: a smooth relative of ReLU (BERT, ViT)
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),  # nearly the same, by tanh (GPT-2)
 }
 POSITIONS = ("learned", "sinusoidal", "rotary")
 
@@ -80,7 +81,8 @@ class Config:
     # and the others are enlarged to make up for it, so that the model relies on no single one.
     dropout: float = 0.0
     causal: bool = False  # True: a position attends to itself and to earlier positions only
-    # A LayerNorm brings each vector to mean 0 and variance 1, then applies a learned gain and bias.
+    # A LayerNorm brings each vector to mean 0 and variance 1, then multiplies each feature by a
+    # learned number, the gain, and adds another, the bias.
     # True: before attention and before the feed-forward network (pre-norm: GPT-2, ViT), which makes
     # deep models easier to train. False: after each of them (post-norm: Vaswani, BERT).
     norm_first: bool = True
@@ -112,9 +114,9 @@ class Config:
             require(self.d_model % 2 == 0, "d_model", self.d_model, allowed)
 
 
-# The official sizes. ViT-B/16 cuts pictures of 224 x 224 pixels into 14 x 14 patches, which with a
-# class token (see PatchEmbedding) are 197 positions. Its norm_eps is that of the copy of the
-# weights at Hugging Face.
+# The official sizes. ViT-B/16 cuts pictures of 224 x 224 pixels into 14 rows of 14 patches of
+# 16 x 16 pixels. These 196 patches and a class token (see PatchEmbedding) are 197 positions. Its
+# norm_eps is the value with which the weights are published at huggingface.co.
 GPT2 = Config(causal=True, activation="gelu_tanh")
 BERT_BASE = Config(max_len=512, norm_first=False, norm_eps=1e-12)
 VIT_B16 = Config(max_len=197, norm_eps=1e-12)
@@ -133,9 +135,10 @@ class Attention(nn.Module):
     so that a position can attend to several others for several reasons. "Self": queries, keys and
     values come from the same sequence.
 
-    Why sqrt(D): a dot product is a sum of D products. If these are independent, with mean 0, its
-    standard deviation grows like sqrt(D), and large scores would make softmax put nearly all
-    weight on one key, where its gradients are close to 0. The division keeps the scores' size.
+    Why sqrt(D): a dot product is a sum of D products. If these are independent, with mean 0, their
+    variances add, so its standard deviation grows like sqrt(D). Large scores would make softmax put
+    nearly all weight on one key. Then small changes of the scores change nothing: the gradients are
+    close to 0, and nothing is learned. The division keeps the scores' size.
     """
 
     def __init__(self, config: Config) -> None:
@@ -178,7 +181,7 @@ class Attention(nn.Module):
         padding = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, S)
         if not self.causal:
             return padding
-        if T == 1:  # the only query is the newest token, and all keys are its past: no mask needed
+        if T == 1:  # the only query is the newest token; no key is later than that
             return padding
         # The T queries stand at the last T of the S positions. Each sees the keys up to its own
         # position. For T = 3 and S = 5, where a cache holds the first two tokens:
@@ -195,9 +198,10 @@ class Attention(nn.Module):
         """(B, T, C) -> (B, T, C).
 
         mask: (B, S), boolean. Shorter texts of a batch are filled up with padding tokens, and the
-        mask is True at tokens and False at padding. Padding stands at the end: at the beginning of
-        a causal text it would leave the first query no key to attend to, and weights that sum to 1
-        need at least one. cache: the keys and values of earlier tokens, which these T continue.
+        mask is True at tokens and False at padding. Padding stands at the end. If it stood at the
+        beginning of a causal text, the first query would see nothing but padding, all its scores
+        would be -inf, and the softmax 0/0. cache: the keys and values of earlier tokens, which
+        these T continue.
         """
         q, k, v = self.project(x, cache)
         T, S = q.shape[2], k.shape[2]
@@ -216,7 +220,9 @@ class Attention(nn.Module):
         return self.out(y)
 
     def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The weights of `forward`, before dropout, to look at: (B, T, C) -> (B, H, T, T)."""
+        """The attention weights of `forward`, before dropout: (B, T, C) -> (B, H, T, T). Training
+        does not use this method; it is for pictures of who attends to whom.
+        """
         q, k, _ = self.project(x)
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, T)
         visible = self.visible(q.shape[2], k.shape[2], mask, x.device)
@@ -231,13 +237,15 @@ def position_angles(
     """Angles that encode a position, one for each of width / 2 pairs of features (Vaswani, 3.5).
 
     `Positions` adds the sine and the cosine of each angle to a pair of features; `rotate` turns the
-    pair by the angle. Think of one clock hand for each pair. From one position to the next, the
-    first hand turns by 1 radian and each further hand by less, the last by 10000^(2/width - 1). The
-    fast hands tell neighbours apart, the slow ones distant positions. Returns the angles at the
-    positions from `start` to `stop` - 1: (stop - start, width / 2), float32.
+    pair by the angle. Think of one clock hand for each pair. From one position to the next, hand i
+    turns by 10000^(-2i / width) radians: the first, i = 0, by 1, each further hand by less, the
+    last by little more than 1/10000. The fast hands tell neighbours apart, the slow ones distant
+    positions. Returns the angles at the positions from `start` to `stop` - 1:
+    (stop - start, width / 2), float32.
     """
     positions = torch.arange(start, stop, device=device)
-    speeds = 10_000.0 ** -(torch.arange(0, width, 2, device=device) / width)  # from 1 down
+    # torch.arange(0, width, 2) is 2i for every i.
+    speeds = 10_000.0 ** -(torch.arange(0, width, 2, device=device) / width)
     return positions[:, None] * speeds
 
 
@@ -245,13 +253,13 @@ def rotate(x: Tensor, start: int = 0) -> Tensor:
     """Rotary positions: turn pairs of features of x (..., T, D) by the angles of their positions.
 
     Queries and keys are turned, values are not: positions decide who attends to whom. A score is
-    the sum of the dot products of the D/2 pairs. If a query and a key both move on by 100
-    positions, a pair of the one and the same pair of the other are turned further by the same
-    angle, and that leaves their dot product as it was. So with the same contents the score depends
-    on how many positions the key is before or after the query, and not on where they are
-    (RoFormer, 3.2). The paper pairs neighbouring features; here feature i is paired with feature
-    i + D/2, as in the model GPT-NeoX. Since the features are learned, either does as well. `start`
-    is the position of the first of the T vectors.
+    the sum of the dot products of the D/2 pairs of the query with the same pairs of the key. Take
+    one pair, and let query and key both move on by 100 positions. Both of their pairs turn further
+    by the same angle, and the dot product of two vectors depends only on the angle between them and
+    on their lengths. So with the same contents the score depends on how many positions the key is
+    before or after the query, and not on where they are (RoFormer, 3.2). The paper pairs
+    neighbouring features; here feature i is paired with feature i + D/2. It makes no difference:
+    training decides what each feature means. `start` is the position of the first of the T vectors.
     """
     angles = position_angles(start, start + x.shape[-2], x.shape[-1], x.device)  # (T, D/2)
     cos = angles.cos().to(x.dtype)
@@ -304,11 +312,12 @@ class MLP(nn.Module):
 
 
 def select(x: Tensor, keep: Tensor | int | None) -> Tensor:
-    """The hidden states of x (B, T, C) at the positions whose logits are wanted.
+    """The hidden states of x (B, T, C) at the positions whose logits are wanted. `keep` is
 
-    keep: None for all positions (B, T, C), as in GPT's training; a number for the same one position
-    of every sequence (B, C), -1 in sampling and 0 where the class is read; a boolean tensor (B, T)
-    for the N positions at which it is True (N, C), BERT's masked tokens.
+    - None: all positions, as in GPT's training -> (B, T, C)
+    - a number: this position of every sequence, the last (-1) in sampling and the first (0) where
+      the class is read -> (B, C)
+    - a boolean tensor (B, T): the N positions at which it is True, BERT's masked tokens -> (N, C)
     """
     if keep is None:
         return x
@@ -319,8 +328,8 @@ def select(x: Tensor, keep: Tensor | int | None) -> Tensor:
 
 class Block(nn.Module):
     """Attention moves information between positions; the feed-forward network then works on each
-    position alone. Both add their result to x, the residual stream, instead of replacing it. (In a
-    post-norm block a LayerNorm follows each sum.)
+    position alone. Both add their result to x instead of replacing it, so x is called the residual
+    stream. (In a post-norm block a LayerNorm follows each sum.)
     """
 
     def __init__(self, config: Config) -> None:
@@ -400,9 +409,10 @@ class Transformer(nn.Module):
                 elif not isinstance(module, nn.LayerNorm):
                     nn.init.normal_(parameter, std=std)
         # Each of the n_layers blocks adds to the residual stream twice, and a sum of 2 * n_layers
-        # random terms has sqrt(2 * n_layers) times the standard deviation of one. To make up for
-        # that, the layers whose results are added are drawn again, smaller by this factor (GPT-2,
-        # 2.3). Post-norm models would not need it; one rule for all is simpler.
+        # independent terms has sqrt(2 * n_layers) times the standard deviation of one. To make up
+        # for that, the layers whose results are added, the last of attention and the last of the
+        # feed-forward network, are drawn again, smaller by this factor (GPT-2, 2.3). Post-norm
+        # models, where a LayerNorm follows each sum, would not need it; one rule is simpler.
         for block in self.blocks:
             for layer in (block.attention.out, block.mlp.down):
                 nn.init.normal_(layer.weight, std=std / math.sqrt(2 * len(self.blocks)))
@@ -418,7 +428,7 @@ class Transformer(nn.Module):
 
         inputs: what `embed` takes. mask: (B, S), boolean, False at padding, which comes last.
         caches: one for each block; the inputs continue the tokens whose keys and values they hold.
-        (Used without a mask: texts that are continued together are equally long.)
+        Do not use a mask with them: texts that are continued together have to be equally long.
         keep: the positions whose logits are wanted, as in `select`; if None, those that the head
         reads. Only these go through the last feed-forward network, the norm and the head.
 
@@ -474,13 +484,15 @@ class Positions(nn.Module):
             angles = position_angles(0, config.max_len, config.d_model)  # (max_len, C/2)
             pairs = torch.stack((angles.sin(), angles.cos()), dim=-1)  # (max_len, C/2, 2)
             table = pairs.flatten(1)  # (max_len, C): sine, cosine, sine, cosine, ...
-            # A buffer is not trained, but moves to a GPU with the model. This one is not saved.
+            # A buffer is not trained, but moves to a GPU with the model. This one is not saved with
+            # the weights, because it can be computed again.
             self.table = nn.Buffer(table, persistent=False)
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """(B, T, C) -> (B, T, C). `start` is the position of x[:, 0]."""
         stop = start + x.shape[1]
-        # For rotary positions too: a model does badly at positions that it was not trained on.
+        # Rotary positions have no table that ends, but are checked as well: a model does badly at
+        # positions that it was not trained on.
         allowed = f"at most max_len={self.max_len}"
         require(stop <= self.max_len, "sequence length", stop, allowed)
         if self.kind == "rotary":
@@ -492,7 +504,8 @@ def check_ids(name: str, ids: Tensor, size_name: str, size: int) -> None:
     """Raise a ValueError unless ids is an int64 tensor (B, T) of numbers from 0 to size - 1."""
     good = ids.ndim == 2 and ids.dtype == torch.long
     require(good, name, f"{ids.dtype} {tuple(ids.shape)}", "int64 (B, T)")
-    # On a CPU only: to look at values, the program would have to wait for a GPU once more.
+    # Not on a GPU, which works while Python runs ahead: to read a value, Python would have to stop
+    # until the GPU has caught up, and that takes time.
     if ids.device.type == "cpu" and ids.numel() > 0:
         low, high = ids.min().item(), ids.max().item()
         inside = low >= 0 and high < size
@@ -500,11 +513,12 @@ def check_ids(name: str, ids: Tensor, size_name: str, size: int) -> None:
 
 
 class TokenEmbedding(nn.Module):
-    """Token ids to vectors: the embedding of the token + that of its position.
+    """Token ids to vectors: the embedding of the token + that of its position. An embedding is a
+    table with one trained vector for each id.
 
-    BERT also adds a segment embedding (BERT, figure 2). It was pre-trained on pairs of texts, and
-    the segment says whether a token belongs to the first (0) or the second (1). In post-norm
-    models, such as BERT, a LayerNorm follows.
+    BERT also adds a segment embedding (BERT, figure 2). Its official weights were trained on pairs
+    of texts, and the segment says whether a token belongs to the first (0) or the second (1). In
+    post-norm models, such as BERT, a LayerNorm follows.
     """
 
     def __init__(self, config: Config, vocab_size: int, n_segments: int = 0) -> None:
@@ -532,8 +546,9 @@ class TokenEmbedding(nn.Module):
             check_ids("segments", segments, "n_segments", self.segments.num_embeddings)
             x = x + self.segments(segments)  # (B, T, C)
         if self.positions.kind == "sinusoidal":
-            # Sines go up to 1, embeddings start near 0: enlarge the embeddings (Vaswani, 3.4).
-            # PatchEmbedding does not: the pixels that it projects are not small.
+            # Sines reach 1, and the first embeddings are of the size init_std = 0.02: they would be
+            # drowned. So they are enlarged (Vaswani, 3.4). PatchEmbedding need not do this: its
+            # vectors are sums over all pixels of a patch, and larger from the start.
             x = x * math.sqrt(x.shape[-1])
         x = self.positions(x, start)
         return self.dropout(self.norm(x))
@@ -544,6 +559,7 @@ class PatchEmbedding(nn.Module):
 
     Each patch becomes a vector by one linear map. The class token is a learned vector that belongs
     to no patch. Attention gathers information about the whole picture in it, and the head reads it.
+    `channels`: 3 for red, green and blue, 1 for grey.
     """
 
     def __init__(
@@ -574,16 +590,17 @@ class PatchEmbedding(nn.Module):
 
 
 class MLMHead(nn.Module):
-    """BERT's head for predicting masked tokens: a hidden state to a logit for every token.
+    """BERT's head for predicting masked tokens ("masked language model", MLM): a hidden state to a
+    logit for every token.
 
     Before the last layer come a linear layer, an activation and a LayerNorm. BERT's published code
     has them; the paper does not mention them.
     """
 
     def __init__(self, config: Config, tokens: nn.Embedding, tied: bool = True) -> None:
-        """`tied`: the last layer, `decoder`, has the token embeddings (V, C) as its weight. The
-        logit of a token is then the dot product of the hidden state with the token's embedding,
-        plus a bias.
+        """`tied`: the last layer has the token embeddings (V, C) as its weight. The logit of a
+        token is then the dot product of the hidden state with the token's embedding, plus a bias.
+        BERT's code calls this layer the decoder. It has nothing to do with DecoderTransformer.
         """
         super().__init__()
         self.dense = nn.Linear(config.d_model, config.d_model)
@@ -604,7 +621,7 @@ class ClassHead(nn.Module):
 
     The first position holds ViT's class token, or the token [CLS] that BERT's data modules put in
     front of every text. Transformer passes it alone (head_position=0). BERT first applies one more
-    linear layer and tanh, in its code the pooler.
+    linear layer and tanh, which its code calls the pooler.
     """
 
     def __init__(self, config: Config, n_classes: int, pooler: bool = False) -> None:
@@ -624,7 +641,7 @@ class ClassHead(nn.Module):
 
 
 class EncoderTransformer(Transformer):
-    """BERT and ViT: every position attends to every other. Vaswani 2017 calls this an encoder."""
+    """BERT and ViT: every position attends to all. Vaswani 2017 calls this an encoder."""
 
     @classmethod
     def bert(
@@ -676,7 +693,9 @@ class DecoderTransformer(Transformer):
             head.weight = embed.tokens.weight
         super().__init__(config, embed, head)
 
-    @torch.inference_mode()  # gradients are off in here, but not in the caller between two tokens
+    # No gradients are computed in here. They are on again in the caller between two tokens: from
+    # one `yield` until the next token is asked for.
+    @torch.inference_mode()
     def stream(
         self,
         ids: Tensor,
@@ -691,9 +710,9 @@ class DecoderTransformer(Transformer):
 
         Yields, for each step, the ids (B,) of the new tokens, one for every text, and the logits
         (B, V) that they were sampled from. temperature, top_k, top_p: see sampling_probabilities.
-        use_cache: keep keys and values, which is faster; False gives the same logits, but for
-        rounding. Call eval() on the model before, or dropout is on. Of a prompt longer than max_len
-        only the end is read, and of a text that grows beyond max_len the older half is forgotten.
+        use_cache: keep keys and values, which is faster; False gives the same logits up to rounding
+        errors. Call eval() on the model before, or dropout is on. If ids are longer than max_len,
+        only their end is read, and of a text that grows beyond max_len the older half is forgotten.
         """
         good = ids.ndim == 2 and ids.numel() > 0
         require(good, "ids", tuple(ids.shape), "(B, T) with at least one token")
@@ -742,9 +761,9 @@ def sampling_probabilities(
 
     The arguments take effect in their order, each on what the one before has left.
     temperature: below 1 makes likely tokens even likelier; 0 always takes the likeliest. top_k:
-    only the k likeliest tokens remain possible (more, if others are as likely as the k-th).
-    top_p: the least likely tokens are dropped as long as the others keep a total probability of at
-    least p (Holtzman 2019, "The curious case of neural text degeneration").
+    only the top_k likeliest tokens remain possible (more, if others are as likely as the last).
+    top_p: of the likeliest tokens, the fewest remain possible whose probabilities sum to at least
+    top_p (Holtzman 2019, "The curious case of neural text degeneration").
     """
     require(temperature >= 0, "temperature", temperature, "at least 0 (0: the likeliest token)")
     require(top_k is None or top_k >= 1, "top_k", top_k, "at least 1, or None for all tokens")
@@ -756,8 +775,9 @@ def sampling_probabilities(
 
     # At least float32: in 16 bits many tokens would get exactly the same probability.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    # Softmax does not change when all logits are lowered alike. Now none is above 0, so that the
-    # division, even by a tiny temperature, makes none of them inf.
+    # Softmax does not change when all logits are lowered alike. Now the largest is 0, and stays 0
+    # when it is divided by a tiny temperature. The others may become -inf, which is probability 0;
+    # inf, which would give NaN, cannot occur.
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None and top_k < vocab_size:
         smallest = logits.topk(top_k).values[:, -1:]  # (B, 1): the smallest logit that remains
@@ -786,12 +806,12 @@ class Recipe:
     lr: float = 1e-3  # AdamW's learning rate, which `lr_factor` below scales at every step
     muon_lr: float = 0.02  # Muon's, scaled alike
     # AdamW keeps two running averages for each weight: of its gradient and of the square of it. In
-    # every step, new average = beta x old average + (1 - beta) x new value. Both begin at 0 and are
-    # enlarged in the first steps to make up for that. The weight is then lowered by the learning
-    # rate x the first average / the square root of the second, so that weights with small gradients
+    # every step, new average = beta * old average + (1 - beta) * new value. Both begin at 0, so
+    # they are too small at first, and are divided by 1 - beta^step to make up for it. Then
+    # weight -= learning rate * first average / sqrt(second average): weights with small gradients
     # move as far as others.
     betas: tuple[float, float] = (0.9, 0.95)  # of the gradient, of the squared gradient
-    # Every step also subtracts learning rate x weight_decay x weight, from the weights that
+    # Every step also subtracts learning rate * weight_decay * weight, from the weights that
     # `configure_optimizers` below chooses.
     weight_decay: float = 0.1
     warmup: int = 100  # steps in which the learning rate rises
@@ -808,9 +828,10 @@ class Recipe:
             require(0 <= value < math.inf, name, value, "at least 0, and finite")
 
 
-# BERT, GPT and ViT below save their Config and Recipe in checkpoints. A checkpoint is a pickle
-# file, which can contain code that runs when it is loaded. With weights_only=True, PyTorch loads
-# tensors, plain Python values and the classes that are named here, and refuses all else.
+# BERT, GPT and ViT below save their Config and Recipe in checkpoints. A checkpoint is written by
+# pickle, Python's module for saving objects, and such a file can contain code that runs when it is
+# loaded. So Lightning asks PyTorch to load nothing but tensors, plain Python values and the classes
+# that are named here.
 torch.serialization.add_safe_globals([Config, Recipe])
 
 
@@ -836,11 +857,12 @@ class LitTransformer(L.LightningModule):
         super().__init__()
         self.model = model
         self.recipe = recipe
-        # The mean of -ln(p), where p is the probability of the right token or class.
+        # Takes logits: the mean of -ln(p), where p is the probability that softmax makes of the
+        # logit of the right token or class.
         self.criterion = nn.CrossEntropyLoss()
-        # Called, it returns the accuracy of one batch. micro: the share of all targets that are
-        # predicted correctly, whatever their class. The arguments are not validated at every step,
-        # which would take time.
+        # This object can be called like a function: it returns the accuracy of a batch. "micro" is
+        # the number of right predictions divided by the number of all. To validate the arguments
+        # at every step would take time.
         self.accuracy_fn = MulticlassAccuracy(n_outputs, average="micro", validate_args=False)
 
     def step(self, batch: tuple[Tensor, ...], stage: str) -> Tensor:
@@ -852,15 +874,15 @@ class LitTransformer(L.LightningModule):
         if inputs[-1].dtype == torch.bool:
             mask = inputs.pop()  # (B, T)
         scored = targets != -100  # True at N targets
-        # (To look at `scored`, and to index by it, the program has to wait for a GPU.)
+        # On a GPU this costs a little time: Python has to wait for the answer.
         if scored.all():  # GPT in training, and classes
             logits = self.model(*inputs, mask=mask)  # (B, T, V) or (B, K)
         else:
-            # BERT predicts the masked tokens only, of which every text has at least one. GPT
-            # predicts all tokens in training. To be validated or tested, it reads the text in
-            # windows that overlap: each begins in the middle of the one before. The tokens of its
-            # first half were predicted there, and are now only context for the others, which
-            # without it would be harder to predict.
+            # BERT predicts the masked tokens only. (Every text has at least one, so N is not 0.)
+            # GPT predicts all tokens in training. In validation and tests, it reads the text in
+            # windows that overlap: tokens 0 to 99, 50 to 149, 100 to 199, for example. Each window
+            # but the first is scored on its second half only. Its first half, which the window
+            # before was scored on, gives the second half's tokens something to be predicted from.
             logits = self.model(*inputs, mask=mask, keep=scored)  # (N, V)
         if logits.ndim == 3:
             logits = logits.flatten(0, 1)  # (B, T, V) -> (N, V)
@@ -868,14 +890,15 @@ class LitTransformer(L.LightningModule):
         loss = self.criterion(logits, targets)
         accuracy = self.accuracy_fn(logits, targets)
         # on_step: log the figures of this batch (of the test, only the average is of interest).
-        # on_epoch: log their average in the epoch, which alone is meant by "val_loss", by which
-        # best.ckpt is picked. sync_dist: average over several GPUs.
+        # on_epoch: log their average in the epoch. The name "val_loss" means this average, and
+        # best.ckpt is picked by it. sync_dist: average over several GPUs.
         self.log_dict(
             {f"{stage}_loss": loss, f"{stage}_acc": accuracy},
             on_step=stage != "test",
             on_epoch=True,
-            # How much this batch counts in the average of the epoch. Over several GPUs, it is the
-            # mean of their batches' sizes, which need not be a whole number.
+            # How much this batch counts in the average of the epoch: by its number of targets, N.
+            # With several GPUs Lightning replaces it by the mean of their N, which need not be a
+            # whole number, so it has to be a float.
             batch_size=float(len(targets)),
             sync_dist=stage != "train",  # not in training, where it would slow down every step
             prog_bar=True,
@@ -901,8 +924,8 @@ class LitTransformer(L.LightningModule):
         token, LayerNorms and biases.
         """
         recipe = self.recipe
-        # `in` asks a set for this very tensor, not for one of equal values. A weight that head and
-        # embedding share is in both sets.
+        # `parameter in matrices` is True if this same tensor object is in the set; its values do
+        # not matter. A weight that head and embedding share is in both sets.
         matrices = {m.weight for m in self.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
         embeddings = {m.weight for m in self.modules() if isinstance(m, nn.Embedding)}
         decay, no_decay = [], []
@@ -930,10 +953,8 @@ class LitTransformer(L.LightningModule):
             weight_decay=recipe.weight_decay,
             fused=True,  # updates all parameters in one call, which is faster
         )
-        # With float16 numbers, which cannot hold very small gradients, Lightning multiplies the
-        # loss, and so the gradients, by a large factor, and divides them by it again before it
-        # clips them. PyTorch's fused optimisers can divide inside their step, and say so by this
-        # attribute; Lightning then leaves it to them, and cannot clip. False: Lightning divides.
+        # Needed only if the Trainer computes in float16, for GPUs that have no bfloat16: without
+        # it, Lightning would refuse to scale large gradients down with a fused optimiser.
         optimizer._step_supports_amp_scaling = False
         # Multiplies the learning rate of every group by lr_factor(step).
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
@@ -945,8 +966,8 @@ class LitTransformer(L.LightningModule):
     def lr_factor(self, step: int) -> float:
         """The learning rate at a step, as a fraction of the recipe's: a warm-up times a cosine.
 
-        Both begin at step 0. When a warm-up ends, the cosine has fallen a little already, and the
-        learning rate never quite reaches the recipe's.
+        Both begin at step 0. When the warm-up ends, the cosine has fallen a little already, so with
+        a warm-up the learning rate never quite reaches the recipe's.
         """
         # Rises from 1 / (warmup + 1) at step 0 to 1 at step `warmup`, then stays.
         warmup = min(1.0, (step + 1) / (self.recipe.warmup + 1))
@@ -958,9 +979,9 @@ class LitTransformer(L.LightningModule):
         """How much of the run is done at a step, from 0 to 1: the share of the steps that are done
         or, if that is larger, the share of the time limit that has passed.
         """
-        if step == 0:  # LambdaLR asks when it is made, before Lightning knows the number of steps
+        if step == 0:  # LambdaLR asks this when it is made, before the number of steps is known
             return 0.0
-        n_steps = self.trainer.estimated_stepping_batches
+        n_steps = self.trainer.estimated_stepping_batches  # of the optimiser, in the whole run
         done = step / n_steps
         for callback in self.trainer.callbacks:
             if isinstance(callback, Timer):  # the Trainer has one if it was given max_time
@@ -971,10 +992,11 @@ class LitTransformer(L.LightningModule):
 
 class BERT(LitTransformer):
     """BERT with its training step. Inputs: ids (B, T), in which BERTData of utils/data/text.py has
-    chosen a share of the tokens (15 % if nothing else is said) and replaced most of these by the
-    token [MASK], some by random tokens, and some not at all. Targets: the original ids at the
-    chosen positions, -100 at all others (BERT, 3.1). With `n_classes`: ids (B, T) and a padding
-    mask (B, T) from TableData of utils/data/labelled.py, and the classes (B,).
+    chosen a share of the tokens, if not told otherwise 15 %. Of these it has replaced 80 % by the
+    token [MASK] and 10 % by random tokens; 10 % stay as they are, so that BERT has to predict
+    tokens that look like any others, too. Targets: the original ids at the chosen positions, -100
+    at all others (BERT, 3.1). With `n_classes`: ids (B, T) and a padding mask (B, T) from TableData
+    of utils/data/labelled.py, and the classes (B,).
     """
 
     def __init__(
@@ -988,7 +1010,8 @@ class BERT(LitTransformer):
         model = EncoderTransformer.bert(config, vocab_size, n_classes=n_classes, tied=tied)
         n_outputs = n_classes if n_classes else vocab_size
         super().__init__(model, n_outputs, recipe)
-        self.save_hyperparameters(logger=False)  # put the arguments above into checkpoints
+        # Put the arguments of __init__, which Lightning looks up, into checkpoints.
+        self.save_hyperparameters(logger=False)
 
 
 class GPT(LitTransformer):
@@ -1000,7 +1023,7 @@ class GPT(LitTransformer):
         self, config: Config, vocab_size: int, recipe: Recipe, tied: bool = True
     ) -> None:
         super().__init__(DecoderTransformer(config, vocab_size, tied), vocab_size, recipe)
-        self.save_hyperparameters(logger=False)  # put the arguments above into checkpoints
+        self.save_hyperparameters(logger=False)  # as in BERT
 
 
 class ViT(LitTransformer):
@@ -1017,7 +1040,7 @@ class ViT(LitTransformer):
     ) -> None:
         model = EncoderTransformer.vit(config, image_size, patch_size, n_classes, channels)
         super().__init__(model, n_classes, recipe)
-        self.save_hyperparameters(logger=False)  # put the arguments above into checkpoints
+        self.save_hyperparameters(logger=False)  # as in BERT
 
 
 def train(
@@ -1032,13 +1055,13 @@ def train(
     """Train `module` on `data` and return it; afterwards `module.trainer` is Lightning's Trainer.
 
     out: the folder for metrics.csv, checkpoints/best.ckpt (of the lowest validation loss) and
-    checkpoints/last.ckpt. The module that is returned has the last weights. resume: continue from
-    last.ckpt; on a CPU the weights at the end are then equal, to the last bit, to those of a run
-    that was never interrupted, if the data module goes on at the right batch, as those of utils/
-    do, and no time limit decides the learning rate (see `progress`).
+    checkpoints/last.ckpt. The module that is returned has the last weights.
+    resume: continue from last.ckpt. On a CPU the weights at the end are then equal, to the last
+    bit, to those of a run that was never interrupted. Two conditions: the data module goes on at
+    the right batch, as those of utils/ do, and the run has no time limit (see `progress`).
     callbacks: more of them. pick_best: False puts the weights of the end into best.ckpt, whatever
-    their loss; for validation parts so small that the lowest loss is a matter of chance. options:
-    other arguments of Lightning's Trainer, such as max_steps.
+    their loss; for validation parts so small that the lowest loss is a matter of chance.
+    options: other arguments of Lightning's Trainer, such as max_steps.
     """
     validated = options.get("limit_val_batches") != 0
     require(validated, "limit_val_batches", 0, "above 0: the validation loss picks best.ckpt")
@@ -1046,11 +1069,11 @@ def train(
     last = folder / "last.ckpt"
     require(last.is_file() or not resume, "resume", resume, f"False: there is no checkpoint {last}")
 
-    # After each validation: best.ckpt, if its loss is the lowest so far (or its step the highest:
-    # ModelCheckpoint knows the number of the step), and last.ckpt, which without a `monitor` is
-    # always the newest. Without version counters, each overwrites the file before it.
+    # After each validation, best.ckpt is saved if the figure that it monitors is better than ever
+    # before, and last.ckpt, which monitors none, always. Without enable_version_counter=False,
+    # a second best.ckpt would be called best-v1.ckpt; so it overwrites the first.
     best = {"monitor": "val_loss", "mode": "min"}
-    if not pick_best:
+    if not pick_best:  # the step is always higher than ever before
         best = {"monitor": "step", "mode": "max"}
     save_best = ModelCheckpoint(folder, "best", enable_version_counter=False, **best)
     save_last = ModelCheckpoint(folder, "last", enable_version_counter=False)
@@ -1066,8 +1089,8 @@ def train(
         # The data modules divide the data among several GPUs, so Lightning need not.
         use_distributed_sampler=False,
     )
-    # Repeatable dropout, a last validation: see the end of this file. It comes after the Timer that
-    # the Trainer has made of a time limit, so as to learn that the time is over.
+    # Repeatable dropout, a last validation: see the end of this file. Housekeeping comes last,
+    # after the Timer that the Trainer makes of a time limit, to see when the Timer ends the run.
     trainer.callbacks.append(Housekeeping())
     module.train()  # training mode (dropout on); Lightning leaves the mode as it is
     trainer.fit(module, data, ckpt_path=last if resume else None)
@@ -1108,15 +1131,16 @@ class Housekeeping(L.Callback):
         """
         # The number of the batch in the run. A step of the optimiser may take several batches
         # (accumulate_grad_batches), whose gradients are added; batch_idx restarts in every epoch.
-        # For example, with 4 batches a step: after 10 steps, the third batch has number 10 * 4 + 2.
+        # For example, with 4 batches a step: after 10 steps, the next batches have the numbers 40,
+        # 41, 42 and 43.
         per_step = trainer.accumulate_grad_batches
         number = trainer.global_step * per_step + batch_idx % per_step
         # With several GPUs, each draws its own dropout: global_rank numbers them from 0 on.
         number = number * trainer.world_size + trainer.global_rank
-        # With other seeds the numbers are others, up to a million batches of all GPUs together.
+        # Runs with other seeds draw other numbers, if they have at most a million batches.
         seed = module.recipe.seed * 1_000_003 + number
         if module.device.type == "cpu":
-            torch.default_generator.manual_seed(seed)  # quicker than torch.manual_seed
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for GPUs as well
         else:
             torch.get_device_module(module.device).manual_seed(seed)
 
@@ -1125,8 +1149,8 @@ class Housekeeping(L.Callback):
         if trainer.global_step >= trainer.estimated_stepping_batches:
             trainer.should_stop = True  # ends the epoch, then the run
         if trainer.should_stop:  # also where a time limit has set it
-            # Lightning validates when it stops, but while check_val_every_n_epoch is a number n,
-            # only if a multiple of n epochs is done. None: epochs do not count.
+            # Lightning validates when it is told to stop, but only after every n-th epoch, where n
+            # is check_val_every_n_epoch. None switches this rule off: it validates now.
             trainer.check_val_every_n_epoch = None
 
 
@@ -1135,9 +1159,8 @@ class Housekeeping(L.Callback):
 
 def main(arguments: list[str] | None = None) -> None:
     """python transformer.py bert|gpt|vit ...: train a model, test it, and keep the results."""
-    # The command line imports this file, and this file imports nothing of it: it is looked up by
-    # its name when it is wanted. (An import in here would work as well, but tools that follow
-    # imports would see a circle.)
+    # utils/training/command.py imports this file. To import it here would make a circle, so its
+    # function is looked up by name, and only when the command line is used.
     command = resolve_name("utils.training.command:command")
     raise SystemExit(command(arguments))
 

@@ -153,6 +153,95 @@ def ladder_bars(
     return figure
 
 
+def seed_dots(
+    panels: dict[str, dict[str, list[float]]],
+    baselines: dict[str, dict[str, float]],
+    unit: str,
+    interval: Callable[[list[float]], tuple[float, float, float]],
+) -> Figure:
+    """What runs with several seeds came to, {panel: {row: [a value for each seed]}}: a dot for each seed, and a line
+    over the interval of their mean.
+
+    baselines: {panel: {name: value}}, drawn as dashed lines. interval: values -> (mean, lower end, upper end).
+    """
+    n_rows = max(len(rows) for rows in panels.values())
+    figure = Figure(figsize=(4 * len(panels) + 1, 0.4 * n_rows + 1.4), layout="constrained", dpi=100)
+    for axes, (title, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for place, values in enumerate(rows.values()):
+            _, low, high = interval(values)
+            axes.plot([low, high], [place, place], color=BLUE, linewidth=6, alpha=0.3, solid_capstyle="butt")
+            axes.plot(values, [place] * len(values), "o", color=BLUE, markersize=4)
+        for name, value in baselines.get(title, {}).items():
+            axes.axvline(value, color=GREY, linestyle="--", linewidth=1, label=f"{name} {value:.3f}")
+        if baselines.get(title):
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=9, frameon=False, handlelength=1.5)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.invert_yaxis()  # the first row at the top
+        axes.set(xlabel=f"{unit}: {title}")
+        axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def layer_lines(panels: dict[str, dict[str, list[list[float]]]], baselines: dict[str, float], unit: str) -> Figure:
+    """A figure against the number of the layer, {panel: {line: [values of the layers, for each seed]}}: the mean of the
+    seeds as a line, their range as a band. A line whose name ends with "untrained" is dashed.
+
+    baselines: {panel: value}, dotted.
+    """
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.6 * columns, 2.8 * rows + 0.5), layout="constrained", dpi=100)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, (title, lines) in zip(grid, panels.items(), strict=False):
+        for place, (name, seeds) in enumerate(lines.items()):
+            values = np.array(seeds)  # (seeds, layers)
+            layers = range(values.shape[1])
+            colour = (BLUE, ORANGE)[place // 2 % 2]
+            style = "--" if name.endswith("untrained") else "-"
+            axes.plot(layers, values.mean(0), style, color=colour, marker=".", label=name)
+            axes.fill_between(layers, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
+        axes.axhline(baselines[title], color=GREY, linestyle=":", linewidth=1, label="commonest answer")
+        axes.set(title=title, xlabel="layer", xticks=layers, ylim=(0, 1.02))
+        axes.grid(axis="y", alpha=0.3)
+    for axes in grid[len(panels) :]:  # places that are left over
+        axes.set_axis_off()
+    first = figure.axes[0]
+    first.set_ylabel(unit)
+    handles, labels = first.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False, fontsize=9)
+    return figure
+
+
+def scaling_law(
+    points: list[tuple[int, list[float]]],
+    law: Callable[[np.ndarray], np.ndarray],
+    larger: tuple[int, list[float]],
+    predicted: tuple[float, float, float],
+    unit: str,
+) -> Figure:
+    """Losses against the number of weights, both on logarithmic axes, with the law that was fitted to them.
+
+    points: (weights, a loss for each seed) of each size. larger: the same of the size that was not fitted, and
+    predicted: its loss by the law, with the two ends of an interval.
+    """
+    figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    seen = [(n, loss) for n, losses in points for loss in losses]
+    axes.plot(*zip(*seen, strict=True), "o", color=BLUE, markersize=4, label="trained")
+    line = np.geomspace(points[0][0], 1.2 * larger[0], 100)
+    axes.plot(line, law(line), color=GREY, linewidth=1, label="power law, fitted to these")
+    value, low, high = predicted
+    axes.errorbar(larger[0], value, [[value - low], [high - value]], fmt="s", color=GREY, capsize=4, label="predicted")
+    axes.plot([larger[0]] * len(larger[1]), larger[1], "o", color=ORANGE, markersize=5, label="trained after that")
+    axes.set(xscale="log", yscale="log", xlabel="weights", ylabel=unit)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:.1f}")
+    axes.yaxis.set_minor_formatter("{x:.1f}")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
 def accuracy_curves(
     results: dict[str, dict[int, tuple[float, float, float]]], items: str, part: str = "test"
 ) -> Figure:

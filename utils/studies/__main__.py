@@ -16,10 +16,10 @@ from pathlib import Path
 from utils.files import write_text
 from utils.lessons import notebook as lesson
 from utils.machine import device_name, versions
-from utils.studies import common, draws, house
+from utils.studies import common, draws, house, parts, probes, scaling
+from utils.studies.results import RESULTS
 
-STUDIES = {"house": house, "draws": draws}
-RESULTS = Path(__file__).with_name("results")
+STUDIES = {"house": house, "draws": draws, "probes": probes, "scaling": scaling, "parts": parts}
 
 
 def code_hash(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,10 +77,16 @@ def successor_table(seen: torch.Tensor, held_out: torch.Tensor) -> float:
 def train_for(task: Task, module: LitTransformer, n_steps: int) -> LitTransformer:
     """Train without logs and without picking among checkpoints; return the module."""
     train(
-        module, task.data, out="runs/study", pick_best=False, max_steps=n_steps, precision=lesson.precision(),
+        module, task.data, out=folder().name, pick_best=False, max_steps=n_steps, precision=lesson.precision(),
         val_check_interval=None, check_val_every_n_epoch=10**6, limit_val_batches=1, **lesson.quiet(),
     )  # fmt: skip
     return module
+
+
+@cache
+def folder() -> tempfile.TemporaryDirectory:
+    """A folder of this process for files that nobody will need; it is removed at the end."""
+    return tempfile.TemporaryDirectory()
 
 
 def accuracy(task: Task, module: LitTransformer) -> float:

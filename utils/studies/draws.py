@@ -33,7 +33,7 @@ from utils.studies.common import BLOCKS, SMALL_BLOCKS, Task, train_for
 
 SIDE = 14  # pixels: the digits of 28 x 28 are halved, which makes a sequence of 196 tokens
 CONTEXT, VOCABULARY = 64, 1024  # of the text
-STEPS = {"digits": 1000, "text": 800, "reader": 800}
+STEPS = {"digits": 400, "text": 400, "reader": 400}
 RECIPE = {"optimizer": "muon", "lr": 3e-3, "warmup": 30, "weight_decay": 0.1, "final_lr": 0.0}
 UNITS = {"digits": "pixel", "text": "byte"}
 N_DRAWN = 500  # test digits whose lower half is drawn

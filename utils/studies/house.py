@@ -17,7 +17,7 @@ from transformer import LitTransformer, Recipe
 from utils.studies.common import BLOCKS, SMALL_BLOCKS, Task, accuracy, tasks, train_for
 
 TRUNKS = {"GPT": "next token", "BERT": "hidden token", "ViT": "digits"}  # what each trunk was trained for
-PRETRAINING, MOVED = 800, 300  # steps
+PRETRAINING, MOVED = 400, 200  # steps
 RECIPE = {"optimizer": "muon", "lr": 3e-3, "warmup": 30, "weight_decay": 0.1, "final_lr": 0.0}
 
 Weights = dict[str, torch.Tensor]
