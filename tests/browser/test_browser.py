@@ -31,7 +31,8 @@ from pathlib import Path
 from transformer import Config, DecoderTransformer, EncoderTransformer
 from utils.data.images import ImageData, load_images
 from utils.data.tokenisers import bpe_tokenizer, wordpiece_tokenizer
-from utils.lessons.widgets import fill_mask, image_explorer, sampler
+from utils.lessons.switchboard import Switchboard
+from utils.lessons.widgets import fill_mask, image_explorer, sampler, switchboard
 torch.manual_seed(0)
 torch.set_num_threads(1)
 sizes = dict(n_layers=4, n_heads=4, d_model=128, d_ff=512, max_len=256, init_std=0.2)
@@ -49,6 +50,7 @@ vit = EncoderTransformer.vit(Config(**sizes), 16, 4, data.n_classes)
     "sampler(gpt, bpe)",
     "fill_mask(bert, wordpiece, 'a ___ b ___')",
     f"explorer = image_explorer(vit, data)\nexplorer.open_picture({HIT!r})\nexplorer",
+    "switchboard(Switchboard(dict(n_layers=2, n_heads=2, d_model=32, d_ff=64, positions='rotary')))",
     """
 print("models held:", sum(gpt() is not None for gpt in made), "of", len(made))
 print("samplers at work:", sum(thread.name == "sampler" for thread in threading.enumerate()))
@@ -79,7 +81,7 @@ def chromium(needs):
 
 @pytest.fixture(scope="module", params=["lab", "voila", "colab"])
 def page(request, needs, chromium, tmp_path_factory):
-    """The notebook of CELLS in a browser, after its cells were run: a widget stands below each of three cells."""
+    """The notebook of CELLS in a browser, after its cells were run: a widget stands below each of four cells."""
     stack, folder = request.param, tmp_path_factory.mktemp(request.param)
     python = sys.executable
     if stack == "colab":
@@ -264,6 +266,28 @@ def tab_to(page, name):
         if focused(page) == name:
             return
     pytest.fail(f"the Tab key does not reach {name}")
+
+
+def test_each_switch_shows_another_model(page):
+    panel = page.locator('.widget-vbox:has(label:text-is("may look at"))').first
+    pictures = []
+
+    def new_picture():
+        source = panel.locator("img").first.get_attribute("src")
+        if source in pictures:
+            return False
+        pictures.append(source)
+        return True
+
+    until(new_picture, "the first model")
+    for label in ("past", "patches", "class"):
+        panel.locator(f'.widget-toggle-button:text-is("{label}")').click()
+        until(new_picture, f"the model of the switch {label}")
+    slide(page, "Example", 3)
+    until(new_picture, "another example")
+    page.wait_for_timeout(300)
+    assert panel.locator("img").first.evaluate("e => e.naturalWidth > 500")
+    keep(page, "switchboard")
 
 
 def test_html_is_never_run(page):

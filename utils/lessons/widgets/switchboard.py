@@ -26,7 +26,7 @@ class SwitchboardPanel(widgets.VBox):
             for name, options in SWITCHES.items()
         ]
         self.number = widgets.IntSlider(0, max=0, description="Example", continuous_update=False, style=LABEL)
-        self.view = widgets.Image(format="png", width=1000)
+        self.view = widgets.Image(format="png", layout={"width": "1000px", "max_width": "100%"})
         self.children = (widgets.HBox((*self.switches, self.number), layout=ROW), self.view)
         for control in (*self.switches, self.number):
             control.observe(lambda _: self.show(), "value")
