@@ -9,13 +9,14 @@ cuts a picture into patches, reads them like a text, and predicts the picture's 
 the scores of every token or class; softmax turns them into probabilities.
 
 All three are built from the same `Block`. They differ mainly in three places: what goes in
-(`embed`), which positions may attend to which (`Config.causal`), and what comes out (`head`; the
-heads of attention are something else). BERT also applies its LayerNorms at other places.
+(`embed`), which positions may attend to which, that is, read from them (`Config.causal`), and what
+comes out (`head`; the heads of attention are something else). BERT also places its LayerNorms
+differently (`Config.norm_first`).
 
 The file reads from top to bottom: settings, attention, the block, the whole network, what goes in,
-what comes out, the three models, sampling from GPT, and training. By itself, with torch, lightning
-and torchmetrics, it builds the models, trains them on any data with the optimiser AdamW, and
-samples. The folder utils/ has data sets, official weights, the command line, and Muon, an
+what comes out, the three models, sampling from GPT, and training. It needs nothing but torch,
+lightning and torchmetrics to build the models, train them on any data with the optimiser AdamW, and
+sample. The folder utils/ has data sets, official weights, the command line, and Muon, an
 alternative to AdamW.
 
 Shapes stand in comments as tuples of these letters:
@@ -31,7 +32,7 @@ Shapes stand in comments as tuples of these letters:
     N  positions that the loss is computed on
 
 Papers: "Attention is all you need" (Vaswani 2017), BERT (Devlin 2018), GPT-2 (Radford 2019),
-ViT (Dosovitskiy 2020), RoFormer (Su 2021). In the comments, "Vaswani, 3.2" is section 3.2 of it.
+ViT (Dosovitskiy 2020), RoFormer (Su 2021). "Vaswani, 3.2" is section 3.2 of the first.
 """
 
 from __future__ import annotations
@@ -77,14 +78,14 @@ class Config:
     d_model: int = 768  # C, the width of the hidden states
     d_ff: int = 3072  # the width inside the feed-forward network
     max_len: int = 1024  # the longest sequence
-    # In training, this share of the features and of the attention weights is set to 0, at random,
-    # and the others are enlarged to make up for it, so that the model relies on no single one.
+    # In training, a random share of the features and of the weights of attention is set to 0, and
+    # the others are enlarged to make up for it, so that the model relies on no single one.
     dropout: float = 0.0
     causal: bool = False  # True: a position attends to itself and to earlier positions only
-    # A LayerNorm brings each vector to mean 0 and variance 1, then multiplies each feature by a
-    # learned number, the gain, and adds another, the bias.
-    # True: before attention and before the feed-forward network (pre-norm: GPT-2, ViT), which makes
-    # deep models easier to train. False: after each of them (post-norm: Vaswani, BERT).
+    # norm_first=True: a LayerNorm before attention and one before the feed-forward network
+    # (pre-norm: GPT-2, ViT), which makes deep models easier to train. False: one after each of them
+    # (post-norm: Vaswani, BERT). A LayerNorm brings each vector to mean 0 and variance 1, then
+    # multiplies each feature by a learned number, the gain, and adds another, the bias.
     norm_first: bool = True
     norm_eps: float = 1e-5  # added to the variance, so that a LayerNorm never divides by 0
     activation: str = "gelu"  # one of ACTIVATIONS
@@ -101,6 +102,7 @@ class Config:
         require(divisible, "d_model", self.d_model, f"divisible by n_heads={self.n_heads}")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
         require(self.norm_eps > 0, "norm_eps", self.norm_eps, "above 0")
+        require(self.init_std > 0, "init_std", self.init_std, "above 0")
         names = ", ".join(ACTIVATIONS)
         require(self.activation in ACTIVATIONS, "activation", self.activation, f"one of {names}")
         names = ", ".join(POSITIONS)
@@ -135,10 +137,10 @@ class Attention(nn.Module):
     so that a position can attend to several others for several reasons. "Self": queries, keys and
     values come from the same sequence.
 
-    Why sqrt(D): a dot product is a sum of D products. If these are independent, with mean 0, their
-    variances add, so its standard deviation grows like sqrt(D). Large scores would make softmax put
-    nearly all weight on one key. Then small changes of the scores change nothing: the gradients are
-    close to 0, and nothing is learned. The division keeps the scores' size.
+    Why sqrt(D): a dot product is a sum of D products. If these are independent, their variances
+    add, so its standard deviation grows like sqrt(D). Large scores would make softmax put nearly
+    all weight on one key. Then small changes of the scores change almost nothing: the gradients are
+    close to 0, and little is learned. Divided, scores have the same size for every D.
     """
 
     def __init__(self, config: Config) -> None:
@@ -239,8 +241,8 @@ def position_angles(
     `Positions` adds the sine and the cosine of each angle to a pair of features; `rotate` turns the
     pair by the angle. Think of one clock hand for each pair. From one position to the next, hand i
     turns by 10000^(-2i / width) radians: the first, i = 0, by 1, each further hand by less, the
-    last by little more than 1/10000. The fast hands tell neighbours apart, the slow ones distant
-    positions. Returns the angles at the positions from `start` to `stop` - 1:
+    last, if there are many, by hardly more than 1/10000. The fast hands tell neighbours apart, the
+    slow ones distant positions. Returns the angles at the positions from `start` to `stop` - 1:
     (stop - start, width / 2), float32.
     """
     positions = torch.arange(start, stop, device=device)
@@ -253,11 +255,11 @@ def rotate(x: Tensor, start: int = 0) -> Tensor:
     """Rotary positions: turn pairs of features of x (..., T, D) by the angles of their positions.
 
     Queries and keys are turned, values are not: positions decide who attends to whom. A score is
-    the sum of the dot products of the D/2 pairs of the query with the same pairs of the key. Take
-    one pair, and let query and key both move on by 100 positions. Both of their pairs turn further
-    by the same angle, and the dot product of two vectors depends only on the angle between them and
-    on their lengths. So with the same contents the score depends on how many positions the key is
-    before or after the query, and not on where they are (RoFormer, 3.2). The paper pairs
+    the sum of D/2 dot products, each of a pair of the query with the same pair of the key. Let
+    query and key both move on by 100 positions: the two pairs turn further by the same angle, and
+    their dot product, which depends only on their lengths and on the angle between them, stays the
+    same. So for given vectors before the turning, the score depends on how many positions the key
+    is before or after the query, and not on where they are (RoFormer, 3.2). The paper pairs
     neighbouring features; here feature i is paired with feature i + D/2. It makes no difference:
     training decides what each feature means. `start` is the position of the first of the T vectors.
     """
@@ -317,7 +319,8 @@ def select(x: Tensor, keep: Tensor | int | None) -> Tensor:
     - None: all positions, as in GPT's training -> (B, T, C)
     - a number: this position of every sequence, the last (-1) in sampling and the first (0) where
       the class is read -> (B, C)
-    - a boolean tensor (B, T): the N positions at which it is True, BERT's masked tokens -> (N, C)
+    - a boolean tensor (B, T): the N positions at which it is True, for BERT the tokens that are
+      hidden from it -> (N, C)
     """
     if keep is None:
         return x
@@ -328,8 +331,9 @@ def select(x: Tensor, keep: Tensor | int | None) -> Tensor:
 
 class Block(nn.Module):
     """Attention moves information between positions; the feed-forward network then works on each
-    position alone. Both add their result to x instead of replacing it, so x is called the residual
-    stream. (In a post-norm block a LayerNorm follows each sum.)
+    position alone. Both add their result to x instead of replacing it, so that gradients reach the
+    first layers past all the others. x is called the residual stream. (In a post-norm block a
+    LayerNorm follows each sum.)
     """
 
     def __init__(self, config: Config) -> None:
@@ -426,9 +430,9 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Compute the logits, the unnormalised scores of every token or class.
 
-        inputs: what `embed` takes. mask: (B, S), boolean, False at padding, which comes last.
+        inputs: what `embed` takes. mask: (B, T), boolean, False at padding, which comes last.
         caches: one for each block; the inputs continue the tokens whose keys and values they hold.
-        Do not use a mask with them: texts that are continued together have to be equally long.
+        Leave the mask out then: texts that are continued together have to be equally long.
         keep: the positions whose logits are wanted, as in `select`; if None, those that the head
         reads. Only these go through the last feed-forward network, the norm and the head.
 
@@ -444,7 +448,7 @@ class Transformer(nn.Module):
         if caches is None:
             x = self.embed(*inputs)  # (B, T, C)
             caches = [None] * len(self.blocks)
-        else:  # only TokenEmbedding takes a start: pictures are read at once
+        else:  # texts only: PatchEmbedding takes no start
             x = self.embed(*inputs, start=caches[0].length)  # (B, T, C)
         for i, block in enumerate(self.blocks):
             if i < len(self.blocks) - 1:
@@ -504,8 +508,8 @@ def check_ids(name: str, ids: Tensor, size_name: str, size: int) -> None:
     """Raise a ValueError unless ids is an int64 tensor (B, T) of numbers from 0 to size - 1."""
     good = ids.ndim == 2 and ids.dtype == torch.long
     require(good, name, f"{ids.dtype} {tuple(ids.shape)}", "int64 (B, T)")
-    # Not on a GPU, which works while Python runs ahead: to read a value, Python would have to stop
-    # until the GPU has caught up, and that takes time.
+    # Skipped on a GPU: to read values there, Python would have to wait until the GPU, which works
+    # on what Python has asked for before, has caught up.
     if ids.device.type == "cpu" and ids.numel() > 0:
         low, high = ids.min().item(), ids.max().item()
         inside = low >= 0 and high < size
@@ -513,8 +517,8 @@ def check_ids(name: str, ids: Tensor, size_name: str, size: int) -> None:
 
 
 class TokenEmbedding(nn.Module):
-    """Token ids to vectors: the embedding of the token + that of its position. An embedding is a
-    table with one trained vector for each id.
+    """Token ids to vectors: the vector of the token + that of its position, if it has one.
+    nn.Embedding is a table with one trained vector for each id.
 
     BERT also adds a segment embedding (BERT, figure 2). Its official weights were trained on pairs
     of texts, and the segment says whether a token belongs to the first (0) or the second (1). In
@@ -546,16 +550,17 @@ class TokenEmbedding(nn.Module):
             check_ids("segments", segments, "n_segments", self.segments.num_embeddings)
             x = x + self.segments(segments)  # (B, T, C)
         if self.positions.kind == "sinusoidal":
-            # Sines reach 1, and the first embeddings are of the size init_std = 0.02: they would be
-            # drowned. So they are enlarged (Vaswani, 3.4). PatchEmbedding need not do this: its
-            # vectors are sums over all pixels of a patch, and larger from the start.
+            # Sines reach 1, which would drown embeddings whose initial size is 0.02 (init_std). So
+            # the embeddings are enlarged (Vaswani, 3.4). PatchEmbedding does not do this: it sums
+            # over all the pixels of a patch, which makes its vectors larger.
             x = x * math.sqrt(x.shape[-1])
         x = self.positions(x, start)
         return self.dropout(self.norm(x))
 
 
 class PatchEmbedding(nn.Module):
-    """A picture to a sequence of vectors: a class token, then the patches; + positions (ViT, 3.1).
+    """A picture to a sequence of vectors: the class token and the patches, with positions added
+    (ViT, 3.1).
 
     Each patch becomes a vector by one linear map. The class token is a learned vector that belongs
     to no patch. Attention gathers information about the whole picture in it, and the head reads it.
@@ -590,17 +595,18 @@ class PatchEmbedding(nn.Module):
 
 
 class MLMHead(nn.Module):
-    """BERT's head for predicting masked tokens ("masked language model", MLM): a hidden state to a
-    logit for every token.
+    """BERT's head for predicting masked tokens ("masked language model", MLM). It turns a hidden
+    state into a logit for every token.
 
     Before the last layer come a linear layer, an activation and a LayerNorm. BERT's published code
     has them; the paper does not mention them.
     """
 
     def __init__(self, config: Config, tokens: nn.Embedding, tied: bool = True) -> None:
-        """`tied`: the last layer has the token embeddings (V, C) as its weight. The logit of a
-        token is then the dot product of the hidden state with the token's embedding, plus a bias.
-        BERT's code calls this layer the decoder. It has nothing to do with DecoderTransformer.
+        """`tied`: the last layer has the token embeddings (V, C) as its weight, which saves V * C
+        weights. The logit of a token is then the dot product of the hidden state with the token's
+        embedding, plus a bias. BERT's code calls this layer the decoder. It has nothing to do with
+        DecoderTransformer.
         """
         super().__init__()
         self.dense = nn.Linear(config.d_model, config.d_model)
@@ -617,10 +623,10 @@ class MLMHead(nn.Module):
 
 
 class ClassHead(nn.Module):
-    """The hidden state of the first position to a logit for every class.
+    """It turns the hidden state of the first position into a logit for every class.
 
-    The first position holds ViT's class token, or the token [CLS] that BERT's data modules put in
-    front of every text. Transformer passes it alone (head_position=0). BERT first applies one more
+    The first position holds ViT's class token, or the token [CLS] that stands in front of every
+    text of BERT's. Transformer passes it alone (head_position=0). BERT first applies one more
     linear layer and tanh, which its code calls the pooler.
     """
 
@@ -680,8 +686,8 @@ class DecoderTransformer(Transformer):
     """GPT: a position attends to itself and to earlier positions only, so it can predict what comes
     next. ids (B, T) -> logits (B, T, V).
 
-    Vaswani 2017 calls this a decoder. The decoder there translates: its blocks also attend to the
-    output of an encoder (cross-attention), which has read the other language. GPT has no encoder.
+    Vaswani 2017 calls this a decoder. The decoder there translates: its blocks also attend, by
+    cross-attention, to the output of an encoder that has read the other language. GPT has none.
     """
 
     def __init__(self, config: Config, vocab_size: int, tied: bool = True) -> None:
@@ -693,8 +699,7 @@ class DecoderTransformer(Transformer):
             head.weight = embed.tokens.weight
         super().__init__(config, embed, head)
 
-    # No gradients are computed in here. They are on again in the caller between two tokens: from
-    # one `yield` until the next token is asked for.
+    # Computes no gradients. While it waits at `yield`, the caller can compute some as usual.
     @torch.inference_mode()
     def stream(
         self,
@@ -726,7 +731,7 @@ class DecoderTransformer(Transformer):
                 # Keep the newer half of the text, whose positions now begin at 0. The cached keys
                 # were made with the old positions, so the half is read again, into empty caches.
                 # Reading again is slow; if more than half were kept, it would happen more often.
-                # (+ 1, because half of max_len = 1 would be no token at all.)
+                # (+ 1, so that with max_len = 1 a token is left.)
                 ids = ids[:, -(max_len // 2 + 1) :]
                 caches = None
             if not use_cache:
@@ -762,7 +767,7 @@ def sampling_probabilities(
     The arguments take effect in their order, each on what the one before has left.
     temperature: below 1 makes likely tokens even likelier; 0 always takes the likeliest. top_k:
     only the top_k likeliest tokens remain possible (more, if others are as likely as the last).
-    top_p: of the likeliest tokens, the fewest remain possible whose probabilities sum to at least
+    top_p: only the likeliest tokens remain possible, as few as together reach the probability
     top_p (Holtzman 2019, "The curious case of neural text degeneration").
     """
     require(temperature >= 0, "temperature", temperature, "at least 0 (0: the likeliest token)")
@@ -814,7 +819,8 @@ class Recipe:
     # Every step also subtracts learning rate * weight_decay * weight, from the weights that
     # `configure_optimizers` below chooses.
     weight_decay: float = 0.1
-    warmup: int = 100  # steps in which the learning rate rises
+    # Steps in which the learning rate rises: the running averages are of few gradients at first.
+    warmup: int = 100
     final_lr: float = 0.1  # the learning rate at the end, as a fraction of lr and muon_lr
     # Decides what dropout sets to 0 at each step. (The initial weights depend on torch.manual_seed,
     # the order of the examples on the seed of the data module.)
@@ -857,8 +863,8 @@ class LitTransformer(L.LightningModule):
         super().__init__()
         self.model = model
         self.recipe = recipe
-        # Takes logits: the mean of -ln(p), where p is the probability that softmax makes of the
-        # logit of the right token or class.
+        # From logits, the mean of -ln(p), where p is the probability that softmax gives to the
+        # right token or class.
         self.criterion = nn.CrossEntropyLoss()
         # This object can be called like a function: it returns the accuracy of a batch. "micro" is
         # the number of right predictions divided by the number of all. To validate the arguments
@@ -874,8 +880,8 @@ class LitTransformer(L.LightningModule):
         if inputs[-1].dtype == torch.bool:
             mask = inputs.pop()  # (B, T)
         scored = targets != -100  # True at N targets
-        # On a GPU this costs a little time: Python has to wait for the answer.
-        if scored.all():  # GPT in training, and classes
+        # (Python has to wait for a GPU to know scored.all(); it costs little.)
+        if scored.all():  # GPT in training, or models that predict classes
             logits = self.model(*inputs, mask=mask)  # (B, T, V) or (B, K)
         else:
             # BERT predicts the masked tokens only. (Every text has at least one, so N is not 0.)
@@ -890,15 +896,14 @@ class LitTransformer(L.LightningModule):
         loss = self.criterion(logits, targets)
         accuracy = self.accuracy_fn(logits, targets)
         # on_step: log the figures of this batch (of the test, only the average is of interest).
-        # on_epoch: log their average in the epoch. The name "val_loss" means this average, and
-        # best.ckpt is picked by it. sync_dist: average over several GPUs.
+        # on_epoch: log their average in the epoch, by which `train` below picks the best weights.
+        # sync_dist: average over several GPUs.
         self.log_dict(
             {f"{stage}_loss": loss, f"{stage}_acc": accuracy},
             on_step=stage != "test",
             on_epoch=True,
             # How much this batch counts in the average of the epoch: by its number of targets, N.
-            # With several GPUs Lightning replaces it by the mean of their N, which need not be a
-            # whole number, so it has to be a float.
+            # A float, because Lightning takes the mean of this number over several GPUs.
             batch_size=float(len(targets)),
             sync_dist=stage != "train",  # not in training, where it would slow down every step
             prog_bar=True,
@@ -940,7 +945,7 @@ class LitTransformer(L.LightningModule):
 
         optimizer_class = torch.optim.AdamW
         if recipe.optimizer == "muon":
-            from utils.muon import Muon, muon_groups
+            from utils.muon import Muon, muon_groups  # here, for without Muon utils/ is not needed
 
             # Put the blocks' matrices into groups of their own, with muon_lr. The class updates
             # these as Muon does, and all other groups as AdamW does.
@@ -953,8 +958,10 @@ class LitTransformer(L.LightningModule):
             weight_decay=recipe.weight_decay,
             fused=True,  # updates all parameters in one call, which is faster
         )
-        # Needed only if the Trainer computes in float16, for GPUs that have no bfloat16: without
-        # it, Lightning would refuse to scale large gradients down with a fused optimiser.
+        # For training in float16 only, on GPUs that have no bfloat16. There the loss is enlarged,
+        # so that small gradients do not become 0, and gradients have to be divided again before
+        # they are clipped. With this flag at True, as fused optimisers have it, Lightning leaves
+        # the division to the optimiser's step, which is too late, and refuses to clip.
         optimizer._step_supports_amp_scaling = False
         # Multiplies the learning rate of every group by lr_factor(step).
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
@@ -981,7 +988,7 @@ class LitTransformer(L.LightningModule):
         """
         if step == 0:  # LambdaLR asks this when it is made, before the number of steps is known
             return 0.0
-        n_steps = self.trainer.estimated_stepping_batches  # of the optimiser, in the whole run
+        n_steps = self.trainer.estimated_stepping_batches  # optimiser steps in the whole run
         done = step / n_steps
         for callback in self.trainer.callbacks:
             if isinstance(callback, Timer):  # the Trainer has one if it was given max_time
@@ -992,11 +999,11 @@ class LitTransformer(L.LightningModule):
 
 class BERT(LitTransformer):
     """BERT with its training step. Inputs: ids (B, T), in which BERTData of utils/data/text.py has
-    chosen a share of the tokens, if not told otherwise 15 %. Of these it has replaced 80 % by the
-    token [MASK] and 10 % by random tokens; 10 % stay as they are, so that BERT has to predict
-    tokens that look like any others, too. Targets: the original ids at the chosen positions, -100
-    at all others (BERT, 3.1). With `n_classes`: ids (B, T) and a padding mask (B, T) from TableData
-    of utils/data/labelled.py, and the classes (B,).
+    chosen some of the tokens, by default 15 %. Of these it has replaced 80 % by the token [MASK]
+    and 10 % by random tokens, and left 10 % as they are, so that BERT cannot rely on [MASK] to mark
+    the tokens that it has to predict. Targets: the original ids at the chosen positions, -100 at
+    all others (BERT, 3.1). With `n_classes`: ids (B, T) and a padding mask (B, T) from TableData of
+    utils/data/labelled.py, and the classes (B,).
     """
 
     def __init__(
@@ -1010,7 +1017,7 @@ class BERT(LitTransformer):
         model = EncoderTransformer.bert(config, vocab_size, n_classes=n_classes, tied=tied)
         n_outputs = n_classes if n_classes else vocab_size
         super().__init__(model, n_outputs, recipe)
-        # Put the arguments of __init__, which Lightning looks up, into checkpoints.
+        # Save the arguments of __init__, which Lightning finds by itself, in checkpoints.
         self.save_hyperparameters(logger=False)
 
 
@@ -1059,8 +1066,9 @@ def train(
     resume: continue from last.ckpt. On a CPU the weights at the end are then equal, to the last
     bit, to those of a run that was never interrupted. Two conditions: the data module goes on at
     the right batch, as those of utils/ do, and the run has no time limit (see `progress`).
-    callbacks: more of them. pick_best: False puts the weights of the end into best.ckpt, whatever
-    their loss; for validation parts so small that the lowest loss is a matter of chance.
+    callbacks: objects whose methods Lightning calls during the training, besides those made here.
+    pick_best: False puts the weights of the end into best.ckpt, whatever their loss; for so little
+    validation data that the lowest loss is a matter of chance.
     options: other arguments of Lightning's Trainer, such as max_steps.
     """
     validated = options.get("limit_val_batches") != 0
@@ -1070,8 +1078,8 @@ def train(
     require(last.is_file() or not resume, "resume", resume, f"False: there is no checkpoint {last}")
 
     # After each validation, best.ckpt is saved if the figure that it monitors is better than ever
-    # before, and last.ckpt, which monitors none, always. Without enable_version_counter=False,
-    # a second best.ckpt would be called best-v1.ckpt; so it overwrites the first.
+    # before, and last.ckpt, which monitors none, always. enable_version_counter=False: a new file
+    # overwrites the old one, instead of being called best-v1.ckpt.
     best = {"monitor": "val_loss", "mode": "min"}
     if not pick_best:  # the step is always higher than ever before
         best = {"monitor": "step", "mode": "max"}
@@ -1089,8 +1097,8 @@ def train(
         # The data modules divide the data among several GPUs, so Lightning need not.
         use_distributed_sampler=False,
     )
-    # Repeatable dropout, a last validation: see the end of this file. Housekeeping comes last,
-    # after the Timer that the Trainer makes of a time limit, to see when the Timer ends the run.
+    # Housekeeping (see the end of this file) must come after the Timer, which the Trainer adds if
+    # there is a time limit, to see that the Timer has ended the run.
     trainer.callbacks.append(Housekeeping())
     module.train()  # training mode (dropout on); Lightning leaves the mode as it is
     trainer.fit(module, data, ckpt_path=last if resume else None)
@@ -1137,10 +1145,11 @@ class Housekeeping(L.Callback):
         number = trainer.global_step * per_step + batch_idx % per_step
         # With several GPUs, each draws its own dropout: global_rank numbers them from 0 on.
         number = number * trainer.world_size + trainer.global_rank
-        # Runs with other seeds draw other numbers, if they have at most a million batches.
+        # Runs with other seeds draw other numbers, if they have at most a million batches on all
+        # GPUs together.
         seed = module.recipe.seed * 1_000_003 + number
         if module.device.type == "cpu":
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for GPUs as well
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed is slower: it seeds GPUs
         else:
             torch.get_device_module(module.device).manual_seed(seed)
 
@@ -1149,8 +1158,8 @@ class Housekeeping(L.Callback):
         if trainer.global_step >= trainer.estimated_stepping_batches:
             trainer.should_stop = True  # ends the epoch, then the run
         if trainer.should_stop:  # also where a time limit has set it
-            # Lightning validates when it is told to stop, but only after every n-th epoch, where n
-            # is check_val_every_n_epoch. None switches this rule off: it validates now.
+            # When told to stop, Lightning validates only if the number of the epoch is a multiple
+            # of check_val_every_n_epoch. The value None removes this condition.
             trainer.check_val_every_n_epoch = None
 
 
@@ -1159,8 +1168,8 @@ class Housekeeping(L.Callback):
 
 def main(arguments: list[str] | None = None) -> None:
     """python transformer.py bert|gpt|vit ...: train a model, test it, and keep the results."""
-    # utils/training/command.py imports this file. To import it here would make a circle, so its
-    # function is looked up by name, and only when the command line is used.
+    # utils/training/command.py imports this file, so it is not needed before the command line is
+    # used. It is looked up by name and not imported, so that imports between files go one way only.
     command = resolve_name("utils.training.command:command")
     raise SystemExit(command(arguments))
 
