@@ -68,7 +68,7 @@ def test_no_widget_state_and_not_large(name):
 
 
 def test_the_lessons_are_there():
-    assert NAMES == ["attention", "bert", "gpt", "vit"]
+    assert NAMES == ["attention", "bert", "gpt", "one", "vit"]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -15,5 +15,5 @@ def read(name: str) -> dict:
     """
     kept = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     minutes = kept["seconds"] / 60
-    print(f"{kept['command']}: {len(kept['seeds'])} seeds, {minutes:.0f} minutes on {kept['device']}")
+    print(f"{kept['command']}: {kept['seeds']} seeds, {minutes:.0f} minutes on {kept['device']}")
     return kept

@@ -63,9 +63,9 @@ def fit(n: list[int], losses: list[float]) -> tuple[float, float, float]:
 def predict(n: list[int], losses: list[float], asked: int) -> tuple[float, float, float]:
     """The loss of a model of `asked` weights by the fitted power law, and the two ends of a 95 % interval.
 
-    The interval is found by fitting again and again: to the fitted losses, each of them with a relative error that
-    one of the sizes has (a bootstrap of the residuals). Three parameters are fitted, so the errors of the fit are too
-    small by the square root of (sizes - 3) / sizes, and are enlarged by that.
+    The interval is found by fitting again and again, to the losses of the fitted law, each changed by the relative
+    error of one of the sizes, drawn at random (a bootstrap of the residuals). A law of three parameters comes nearer
+    to n losses than their true law, by sqrt((n - 3) / n) in the mean, so the errors are divided by that.
     """
     law = fit(n, losses)
     fitted = power_law(np.array(n, float), *law)
