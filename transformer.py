@@ -118,7 +118,7 @@ class Config:
 
 # The official sizes. ViT-B/16 cuts pictures of 224 x 224 pixels into 14 rows of 14 patches of
 # 16 x 16 pixels. These 196 patches and a class token (see PatchEmbedding) are 197 positions. Its
-# norm_eps is the value with which the weights are published at huggingface.co.
+# norm_eps is the value that is published with the weights.
 GPT2 = Config(causal=True, activation="gelu_tanh")
 BERT_BASE = Config(max_len=512, norm_first=False, norm_eps=1e-12)
 VIT_B16 = Config(max_len=197, norm_eps=1e-12)
