@@ -157,17 +157,23 @@ def board():
 
 
 @pytest.mark.parametrize("setting", probes.TRUNKS.values(), ids=probes.TRUNKS)
-def test_the_last_states_are_what_the_head_reads(board, setting):
+def test_the_states_are_those_of_the_model(board, setting):
+    """What each block returns when the model is called; of a picture, without the class token."""
     inputs, _ = probes.questions(setting[0], "test", 5)
     layers = probes.states(board, setting, inputs)
-    assert len(layers) == 1 + SMALL_BLOCKS["n_layers"]
-    model = board.switch(*setting).eval()
-    if setting[0] == "patches":
-        inputs = board.data.normalize(inputs)
-        assert layers[-1].shape[1] == 49
-        return
+    model, seen = board.switch(*setting).eval(), []
+    patches = setting[0] == "patches"
+    hooks = [part.register_forward_hook(lambda _, __, x: seen.append(x)) for part in (model.embed, *model.blocks[:-1])]
     with torch.no_grad():
-        assert torch.allclose(model(inputs), model.head(model.norm(layers[-1])), atol=1e-5)
+        model(board.data.normalize(inputs) if patches else inputs)
+    for hook in hooks:
+        hook.remove()
+    assert len(layers) == 1 + SMALL_BLOCKS["n_layers"] == len(seen) + 1
+    for layer, x in zip(layers, seen, strict=False):
+        assert torch.allclose(layer, x[:, 1:] if patches else x, atol=1e-5)
+    with torch.no_grad():
+        last = model.blocks[-1](seen[-1])
+    assert torch.allclose(layers[-1], last[:, 1:] if patches else last, atol=1e-5)
 
 
 def test_the_answers_of_the_questions():

@@ -73,6 +73,7 @@ API = {
     "unknown activation": Row(lambda _: Config(activation="swish"), "activation", "'swish'", "gelu"),
     "unknown positions": Row(lambda _: Config(positions="absolute"), "positions", "'absolute'", "rotary"),
     "dropout 1.5": Row(lambda _: Config(dropout=1.5), "dropout", "1.5", "below 1"),
+    "init_std 0": Row(lambda _: Config(init_std=0.0), "init_std", "0.0", "above 0"),
     "unknown optimizer": Row(lambda _: Recipe(optimizer="sgd"), "optimizer", "'sgd'", "adamw or muon"),
     "negative lr": Row(lambda _: Recipe(lr=-0.1), "lr", "-0.1", "at least 0"),
     "sequence too long": Row(lambda _: gpt().model(ids(*range(9))), "sequence length", "9", "max_len=8"),

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from transformer import GPT, Attention, Block, Config, KVCache, Recipe, select
 from utils.studies.common import BLOCKS, SMALL_BLOCKS, Task, tasks, train_for
+from utils.studies.house import RECIPE
 
 N_STEPS = 200
-RECIPE = {"optimizer": "muon", "lr": 3e-3, "warmup": 30, "weight_decay": 0.1, "final_lr": 0.0}
 
 
 def leave_positions_out(gpt: GPT) -> None:
