@@ -109,6 +109,7 @@ def test_unigram():
 
 
 def test_a_power_law_is_found_again():
+    assert scaling.power_law(np.array(4e5), 1.0, 2.0, 0.5) == pytest.approx(1 + 2 / 2)
     n = [10_000, 30_000, 100_000, 300_000, 1_000_000, 2_000_000]
     losses = scaling.power_law(np.array(n, float), 2.0, 1.5, 0.3).tolist()
     assert scaling.fit(n, losses) == pytest.approx((2.0, 1.5, 0.3), rel=1e-3)
