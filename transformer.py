@@ -10,8 +10,8 @@ the scores of every token or class; softmax turns them into probabilities.
 
 All three are built from the same `Block`. They differ mainly in three places: what goes in
 (`embed`), which positions may attend to which, that is, read from them (`Config.causal`), and what
-comes out (`head`; the heads of attention are something else). BERT also places its LayerNorms
-differently (`Config.norm_first`).
+comes out (`head`; the heads of attention are something else). BERT also normalises the hidden
+states at other places (`Config.norm_first`).
 
 The file reads from top to bottom: settings, attention, the block, the whole network, what goes in,
 what comes out, the three models, sampling from GPT, and training. It needs nothing but torch,
@@ -76,10 +76,11 @@ class Config:
     n_layers: int = 12  # blocks
     n_heads: int = 12  # H, the attention heads in every block
     d_model: int = 768  # C, the width of the hidden states
-    d_ff: int = 3072  # the width inside the feed-forward network
+    d_ff: int = 3072  # the width inside the feed-forward network, the second half of a block (MLP)
     max_len: int = 1024  # the longest sequence
-    # In training, a random share of the features and of the weights of attention is set to 0, and
-    # the others are enlarged to make up for it, so that the model relies on no single one.
+    # In training, a random share of the features is set to 0, and so is a share of the weights by
+    # which one position attends to another. The rest is enlarged to make up for it. So the model
+    # learns to rely on no single one.
     dropout: float = 0.0
     causal: bool = False  # True: a position attends to itself and to earlier positions only
     # norm_first=True: a LayerNorm before attention and one before the feed-forward network
@@ -117,7 +118,7 @@ class Config:
 
 
 # The official sizes. ViT-B/16 cuts pictures of 224 x 224 pixels into 14 rows of 14 patches of
-# 16 x 16 pixels. These 196 patches and a class token (see PatchEmbedding) are 197 positions. Its
+# 16 x 16 pixels. These 196 patches and a class token (see PatchEmbedding) are 197 positions. Each
 # norm_eps is the value that is published with the weights.
 GPT2 = Config(causal=True, activation="gelu_tanh")
 BERT_BASE = Config(max_len=512, norm_first=False, norm_eps=1e-12)
@@ -241,8 +242,8 @@ def position_angles(
     `Positions` adds the sine and the cosine of each angle to a pair of features; `rotate` turns the
     pair by the angle. Think of one clock hand for each pair. From one position to the next, hand i
     turns by 10000^(-2i / width) radians: the first, i = 0, by 1, each further hand by less, the
-    last, if there are many, by hardly more than 1/10000. The fast hands tell neighbours apart, the
-    slow ones distant positions. Returns the angles at the positions from `start` to `stop` - 1:
+    last of 384 by about 1/10000. The fast hands tell neighbours apart, the slow ones distant
+    positions. Returns the angles at the positions from `start` to `stop` - 1:
     (stop - start, width / 2), float32.
     """
     positions = torch.arange(start, stop, device=device)
@@ -254,12 +255,13 @@ def position_angles(
 def rotate(x: Tensor, start: int = 0) -> Tensor:
     """Rotary positions: turn pairs of features of x (..., T, D) by the angles of their positions.
 
-    Queries and keys are turned, values are not: positions decide who attends to whom. A score is
-    the sum of D/2 dot products, each of a pair of the query with the same pair of the key. Let
-    query and key both move on by 100 positions: the two pairs turn further by the same angle, and
-    their dot product, which depends only on their lengths and on the angle between them, stays the
-    same. So for given vectors before the turning, the score depends on how many positions the key
-    is before or after the query, and not on where they are (RoFormer, 3.2). The paper pairs
+    Queries and keys are turned, because positions shall decide how much is read from whom. Values
+    are not: what is read shall not depend on its position. A score is the sum of D/2 dot products,
+    each of a pair of the query with the same pair of the key. Let query and key both move on by 100
+    positions: the two pairs turn further by the same angle, and their dot product, which depends
+    only on their lengths and on the angle between them, stays the same. So if the text moves on as
+    a whole, no score changes: it depends on how far apart query and key are, and not on where they
+    are (RoFormer, 3.2). The paper pairs
     neighbouring features; here feature i is paired with feature i + D/2. It makes no difference:
     training decides what each feature means. `start` is the position of the first of the T vectors.
     """
@@ -384,8 +386,8 @@ class Transformer(nn.Module):
     def __init__(
         self, config: Config, embed: nn.Module, head: nn.Module, head_position: int | None = None
     ) -> None:
-        """`head_position`: the `keep` that `forward` uses when it is called without one. 0 if the
-        head reads the first position only, None if it reads all of them.
+        """`head_position`: which positions the head reads if `forward` is not told: 0, the first
+        one only; None, all of them.
         """
         super().__init__()
         self.config = config
@@ -432,7 +434,7 @@ class Transformer(nn.Module):
 
         inputs: what `embed` takes. mask: (B, T), boolean, False at padding, which comes last.
         caches: one for each block; the inputs continue the tokens whose keys and values they hold.
-        Leave the mask out then: texts that are continued together have to be equally long.
+        Leave the mask out then: what is kept of texts that are continued together has one length.
         keep: the positions whose logits are wanted, as in `select`; if None, those that the head
         reads. Only these go through the last feed-forward network, the norm and the head.
 
@@ -699,7 +701,8 @@ class DecoderTransformer(Transformer):
             head.weight = embed.tokens.weight
         super().__init__(config, embed, head)
 
-    # Computes no gradients. While it waits at `yield`, the caller can compute some as usual.
+    # No gradients are computed in here. (They can be in a loop `for token, _ in gpt.stream(...)`:
+    # PyTorch switches back whenever a token is handed out by `yield`.)
     @torch.inference_mode()
     def stream(
         self,
@@ -805,8 +808,9 @@ def sampling_probabilities(
 class Recipe:
     """How a model is trained: the optimiser and the learning rate."""
 
-    # "adamw": AdamW for all weights. "muon": Muon for the matrices of the blocks (utils/muon.py
-    # explains it), AdamW for the other weights.
+    # "adamw": AdamW for all weights. "muon": AdamW for the embedding, the head, norms and biases,
+    # and Muon for the matrices of the blocks. Muon changes a matrix by nearly the same amount in
+    # all directions, also where its gradient is small (utils/muon.py).
     optimizer: str = "adamw"
     lr: float = 1e-3  # AdamW's learning rate, which `lr_factor` below scales at every step
     muon_lr: float = 0.02  # Muon's, scaled alike
@@ -819,7 +823,8 @@ class Recipe:
     # Every step also subtracts learning rate * weight_decay * weight, from the weights that
     # `configure_optimizers` below chooses.
     weight_decay: float = 0.1
-    # Steps in which the learning rate rises: the running averages are of few gradients at first.
+    # Steps in which the learning rate rises. At first the running averages are of few gradients, so
+    # the steps depend much on chance, and are kept short.
     warmup: int = 100
     final_lr: float = 0.1  # the learning rate at the end, as a fraction of lr and muon_lr
     # Decides what dropout sets to 0 at each step. (The initial weights depend on torch.manual_seed,
@@ -880,7 +885,7 @@ class LitTransformer(L.LightningModule):
         if inputs[-1].dtype == torch.bool:
             mask = inputs.pop()  # (B, T)
         scored = targets != -100  # True at N targets
-        # (Python has to wait for a GPU to know scored.all(); it costs little.)
+        # (Python has to wait for a GPU here. What it asks for next depends on the answer.)
         if scored.all():  # GPT in training, or models that predict classes
             logits = self.model(*inputs, mask=mask)  # (B, T, V) or (B, K)
         else:
@@ -959,9 +964,9 @@ class LitTransformer(L.LightningModule):
             fused=True,  # updates all parameters in one call, which is faster
         )
         # For training in float16 only, on GPUs that have no bfloat16. There the loss is enlarged,
-        # so that small gradients do not become 0, and gradients have to be divided again before
-        # they are clipped. With this flag at True, as fused optimisers have it, Lightning leaves
-        # the division to the optimiser's step, which is too late, and refuses to clip.
+        # because float16 has no number between 0 and 6e-8, and small gradients would become 0. So
+        # the gradients have to be divided again before they are clipped. Fused optimisers offer, by
+        # this flag, to divide in their step. That is too late, and Lightning would refuse to clip.
         optimizer._step_supports_amp_scaling = False
         # Multiplies the learning rate of every group by lr_factor(step).
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
@@ -1081,7 +1086,7 @@ def train(
     # before, and last.ckpt, which monitors none, always. enable_version_counter=False: a new file
     # overwrites the old one, instead of being called best-v1.ckpt.
     best = {"monitor": "val_loss", "mode": "min"}
-    if not pick_best:  # the step is always higher than ever before
+    if not pick_best:  # Lightning's number of the step, which is always higher than ever before
         best = {"monitor": "step", "mode": "max"}
     save_best = ModelCheckpoint(folder, "best", enable_version_counter=False, **best)
     save_last = ModelCheckpoint(folder, "last", enable_version_counter=False)
@@ -1097,8 +1102,8 @@ def train(
         # The data modules divide the data among several GPUs, so Lightning need not.
         use_distributed_sampler=False,
     )
-    # Housekeeping (see the end of this file) must come after the Timer, which the Trainer adds if
-    # there is a time limit, to see that the Timer has ended the run.
+    # Housekeeping (see the end of this file) does something when the run is about to end. If there
+    # is a time limit, the Timer ends it, which the Trainer adds to its callbacks. So it comes last.
     trainer.callbacks.append(Housekeeping())
     module.train()  # training mode (dropout on); Lightning leaves the mode as it is
     trainer.fit(module, data, ckpt_path=last if resume else None)
@@ -1154,12 +1159,12 @@ class Housekeeping(L.Callback):
             torch.get_device_module(module.device).manual_seed(seed)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_) -> None:
-        """After the last step, end the epoch, and validate, which also saves the checkpoints."""
+        """After the last step, let Lightning end the epoch, validate and save the checkpoints."""
         if trainer.global_step >= trainer.estimated_stepping_batches:
-            trainer.should_stop = True  # ends the epoch, then the run
+            trainer.should_stop = True  # Lightning then ends the epoch, validates, and ends the run
         if trainer.should_stop:  # also where a time limit has set it
-            # When told to stop, Lightning validates only if the number of the epoch is a multiple
-            # of check_val_every_n_epoch. The value None removes this condition.
+            # But it validates only if the number of the epoch is a multiple of
+            # check_val_every_n_epoch. The value None removes this condition.
             trainer.check_val_every_n_epoch = None
 
 
@@ -1168,8 +1173,8 @@ class Housekeeping(L.Callback):
 
 def main(arguments: list[str] | None = None) -> None:
     """python transformer.py bert|gpt|vit ...: train a model, test it, and keep the results."""
-    # utils/training/command.py imports this file, so it is not needed before the command line is
-    # used. It is looked up by name and not imported, so that imports between files go one way only.
+    # utils/training/command.py imports this file. So this file does not import it at the top: it
+    # is found by its name here, when the command line is used, and has no part in anything else.
     command = resolve_name("utils.training.command:command")
     raise SystemExit(command(arguments))
 

@@ -82,7 +82,8 @@ def loss_curve(
     # begins only after the first `width` logged steps.
     width = max(1, len(losses) // 30)
     smooth = np.convolve(losses, np.ones(width) / width, "valid")
-    axes.plot(steps[width - 1 :], smooth, color=BLUE, label=f"training (mean of {width} logged steps)")
+    averaged = f" (mean of {width} logged steps)" if width > 1 else ""
+    axes.plot(steps[width - 1 :], smooth, color=BLUE, label=f"training{averaged}")
     if "val_loss_epoch" in series:
         axes.plot(*series["val_loss_epoch"], color=ORANGE, marker="o", markersize=4, label=validation)
     top = 1.1 * max([*baselines.values(), *smooth])
@@ -158,12 +159,15 @@ def seed_dots(
     baselines: dict[str, dict[str, float]],
     unit: str,
     interval: Callable[[list[float]], tuple[float, float, float]],
+    guesses: dict[str, float | None] | None = None,
 ) -> Figure:
     """What runs with several seeds came to, {panel: {row: [a value for each seed]}}: a dot for each seed, and a line
     over the interval of their mean.
 
     baselines: {panel: {name: value}}, drawn as dashed lines. interval: values -> (mean, lower end, upper end).
+    guesses: {row: what somebody expected, or None}, drawn as crosses.
     """
+    guesses = guesses or {}
     n_rows = max(len(rows) for rows in panels.values())
     figure = Figure(figsize=(4 * len(panels) + 1, 0.4 * n_rows + 1.4), layout="constrained", dpi=100)
     for axes, (title, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -171,9 +175,12 @@ def seed_dots(
             _, low, high = interval(values)
             axes.plot([low, high], [place, place], color=BLUE, linewidth=6, alpha=0.3, solid_capstyle="butt")
             axes.plot(values, [place] * len(values), "o", color=BLUE, markersize=4)
+        guessed = [(guesses[row], place) for place, row in enumerate(rows) if guesses.get(row) is not None]
+        if guessed:
+            axes.plot(*zip(*guessed, strict=True), "x", color=ORANGE, markersize=7, label="guessed")
         for name, value in baselines.get(title, {}).items():
             axes.axvline(value, color=GREY, linestyle="--", linewidth=1, label=f"{name} {value:.3f}")
-        if baselines.get(title):
+        if guessed or baselines.get(title):
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=9, frameon=False, handlelength=1.5)
         axes.set_yticks(range(len(rows)), rows)
         axes.invert_yaxis()  # the first row at the top
@@ -438,15 +445,27 @@ def tokens_html(pieces: Sequence[str], strong: Sequence[bool] | None = None) -> 
     return f'<div style="font-family:monospace;line-height:1.9">{"".join(spans)}</div>'
 
 
-def picture_grid(images: Tensor, titles: Sequence[str] | None = None, columns: int = 8, width: float = 8.0) -> Figure:
-    """Pictures (N, channels, h, w) from 0 to 1 in rows of `columns`. width: of the figure, in inches."""
+def picture_grid(
+    images: Tensor,
+    titles: Sequence[str] | None = None,
+    columns: int = 8,
+    width: float = 8.0,
+    rows: Sequence[str] = (),
+) -> Figure:
+    """Pictures (N, channels, h, w) from 0 to 1 in rows of `columns`.
+
+    titles: of the pictures. width: of the figure, in inches. rows: what stands to the left of each row.
+    """
     columns = min(columns, len(images))
-    rows = -(-len(images) // columns)  # rounded up
+    n_rows = -(-len(images) // columns)  # rounded up
     size = width / columns
     lines = max(title.count("\n") + 1 for title in titles) if titles else 0
     title_height = 0.15 + 0.17 * lines if titles else 0
-    figure = Figure(figsize=(width, rows * (size + title_height)), layout="constrained", dpi=100)
-    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+    figure = Figure(figsize=(width, n_rows * (size + title_height)), layout="constrained", dpi=100)
+    grid = figure.subplots(n_rows, columns, squeeze=False)
+    for axes, name in zip(grid[: len(rows), 0], rows, strict=True):
+        axes.annotate(name, (-0.1, 0.5), xycoords="axes fraction", ha="right", va="center", fontsize=9)
+    for i, axes in enumerate(grid.flat):
         axes.set_axis_off()
         if i < len(images):
             show_picture(axes, images[i])

@@ -76,6 +76,7 @@ CHANGES = {
     "ReLU": Change({"activation": "relu"}),
     "AdamW": Change(recipe={"optimizer": "adamw"}),
     "AdamW, post-norm": Change({"norm_first": False}, {"optimizer": "adamw"}),
+    "AdamW, post-norm, no warm-up": Change({"norm_first": False}, {"optimizer": "adamw", "warmup": 0}),
     "head not tied": Change(tied=False),
 }
 

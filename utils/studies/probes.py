@@ -73,18 +73,17 @@ def questions(goes_in: str, part: str, n: int) -> tuple[Tensor, dict[str, Tensor
 
 @torch.inference_mode()
 def states(board: Switchboard, setting: Setting, inputs: Tensor) -> list[Tensor]:
-    """The hidden states (n, T, C) of the inputs, behind the embedding and behind every block."""
-    model = board.switch(*setting)
+    """The hidden states (n, T, C) of the inputs, behind the embedding and behind every block; on the CPU."""
+    model, device = board.switch(*setting), board.norm.weight.device
+    if setting[0] == "patches":
+        inputs = board.data.normalize(inputs)
     found: list[list[Tensor]] = [[] for _ in range(1 + len(model.blocks))]
     with evaluating(model):
-        for batch in inputs.split(250):
-            if setting[0] == "patches":
-                x = model.embed(board.data.normalize(batch))
-            else:
-                x = model.embed(batch)
+        for batch in inputs.to(device).split(250):
+            x = model.embed(batch)
             for layer, step in enumerate((None, *model.blocks)):
                 x = x if step is None else step(x)
-                found[layer].append(x[:, 1:] if setting[0] == "patches" else x)  # without the class token
+                found[layer].append((x[:, 1:] if setting[0] == "patches" else x).cpu())  # without the class token
     return [torch.cat(parts) for parts in found]
 
 
