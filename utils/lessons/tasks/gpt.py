@@ -184,7 +184,7 @@ NEXT_TOKEN_LOSS = Task(
         ),
         Mistake(
             "softmax comes before the loss. cross_entropy takes logits and applies log_softmax itself; after a second "
-            "softmax even a perfect answer costs something, and nothing is learned.",
+            "softmax even a perfect answer costs something, and little is learned.",
             lambda logits, ids: loss_of(logits[:, :-1].softmax(-1), ids[:, 1:]),
         ),
         Mistake(
