@@ -18,8 +18,8 @@ from utils.studies.common import Task, tasks, train_for
 SIZES = [(1, 16), (2, 16), (2, 32), (2, 48), (3, 64), (4, 80), (4, 96), (4, 128)]
 HELD_BACK = (6, 192)
 FAST_SIZES, FAST_HELD_BACK = [(1, 16), (2, 16), (1, 32), (2, 32)], (2, 48)
-N_STEPS = 250
-RATES = (1.5e-3, 3e-3, 6e-3)  # AdamW's; Muon's is 20/3 times as large
+N_STEPS = 200
+RATES = (6e-3, 1.2e-2, 2.4e-2)  # AdamW's; Muon's is 20/3 times as large
 N_RESAMPLES = 500
 
 

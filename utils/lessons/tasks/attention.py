@@ -284,7 +284,7 @@ SPLIT_HEADS = Task(
     "x.unflatten(-1, (n_heads, -1)) cuts the last axis into heads: (B, T, H, D). Then exchange the axes 1 and 2.",
     (
         Mistake(
-            "the shape is right, but the numbers are cut in the order in which they lie in memory, so a head gets "
+            "the shape is right, but the numbers are cut in the order of their indices, so a head gets "
             "other positions. First cut the last axis, to (B, T, H, D), then exchange the axes 1 and 2.",
             lambda x, n_heads: x.reshape(len(x), n_heads, x.shape[1], -1),
         ),
