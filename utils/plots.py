@@ -169,7 +169,7 @@ def seed_dots(
     """
     guesses = guesses or {}
     n_rows = max(len(rows) for rows in panels.values())
-    figure = Figure(figsize=(4 * len(panels) + 1, 0.4 * n_rows + 1.4), layout="constrained", dpi=100)
+    figure = Figure(figsize=(max(8, 4 * len(panels) + 1), 0.4 * n_rows + 1.4), layout="constrained", dpi=100)
     for axes, (title, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for place, values in enumerate(rows.values()):
             _, low, high = interval(values)
