@@ -261,9 +261,9 @@ def rotate(x: Tensor, start: int = 0) -> Tensor:
     positions: the two pairs turn further by the same angle, and their dot product, which depends
     only on their lengths and on the angle between them, stays the same. So if the text moves on as
     a whole, no score changes: it depends on how far apart query and key are, and not on where they
-    are (RoFormer, 3.2). The paper pairs
-    neighbouring features; here feature i is paired with feature i + D/2. It makes no difference:
-    training decides what each feature means. `start` is the position of the first of the T vectors.
+    are (RoFormer, 3.2). The paper pairs neighbouring features; here feature i is paired with
+    feature i + D/2. It makes no difference: training decides what each feature means. `start` is
+    the position of the first of the T vectors.
     """
     angles = position_angles(start, start + x.shape[-2], x.shape[-1], x.device)  # (T, D/2)
     cos = angles.cos().to(x.dtype)
@@ -511,8 +511,9 @@ def check_ids(name: str, ids: Tensor, size_name: str, size: int) -> None:
     good = ids.ndim == 2 and ids.dtype == torch.long
     require(good, name, f"{ids.dtype} {tuple(ids.shape)}", "int64 (B, T)")
     # Skipped on a GPU: to read values there, Python would have to wait until the GPU, which works
-    # on what Python has asked for before, has caught up.
-    if ids.device.type == "cpu" and ids.numel() > 0:
+    # on what Python has asked for before, has caught up. Skipped as well where torch.compile
+    # translates this code: what it makes cannot hand values back to Python halfway through.
+    if ids.device.type == "cpu" and ids.numel() > 0 and not torch.compiler.is_compiling():
         low, high = ids.min().item(), ids.max().item()
         inside = low >= 0 and high < size
         require(inside, name, f"{low}..{high}", f"at least 0 and below {size_name}={size}")

@@ -204,6 +204,20 @@ def test_both_sample_the_same_tokens_and_are_timed_at_each():
     assert torch.equal(ours.generate(ids, 6, temperature=0), sampled)
 
 
+def test_ctranslate2_samples_the_same_tokens_and_has_an_int8():
+    torch.manual_seed(0)
+    ours = DecoderTransformer(Config(**TINY, causal=True, activation="gelu_tanh", max_len=32, init_std=0.5), 50).eval()
+    theirs = peers.ctranslate2_model(ours, "float32")
+    ids = words(2, 5)
+    times = sampling.ctranslate2_times(theirs, ids, 6)
+    assert len(times) == 7 and times == sorted(times)
+    how = {"beam_size": 1, "sampling_topk": 1, "max_length": 6, "min_length": 6, "include_prompt_in_result": False}
+    sampled = [one.sequences[0] for one in theirs.generate_batch([[str(i) for i in row] for row in ids.tolist()], **how)]
+    assert [[int(i) for i in row] for row in sampled] == ours.generate(ids, 6, temperature=0)[:, 5:].tolist()
+    assert theirs.compute_type == "float32"
+    assert peers.ctranslate2_model(ours, "int8").compute_type.startswith("int8")
+
+
 def test_time_of_a_token_leaves_out_the_reading_of_the_prompt():
     assert sampling.seconds_per_token([0.0, 100.0, 101.0, 103.0, 104.0]) == 1.0
 

@@ -31,7 +31,7 @@ from utils.benchmark.table import machine_name, pages, summary, table
 from utils.files import ROOT, write_between_marks, write_text
 from utils.training.cpu import onednn_is_faster
 
-PACKAGES = ("torch", "lightning", "torchmetrics", "transformers", "timm", "vit-pytorch", "numpy")
+PACKAGES = ("torch", "lightning", "torchmetrics", "transformers", "timm", "vit-pytorch", "ctranslate2", "numpy")
 PAGE = Path(__file__).with_name("README.md")
 RESULTS = Path(__file__).with_name("results")
 GROUPS = {

@@ -1,4 +1,6 @@
-"""The peers: the same models in other libraries (transformers, torch.nn, timm, vit-pytorch), and their losses."""
+"""The peers: the same models in other libraries (transformers, torch.nn, timm, vit-pytorch, CTranslate2), and their
+losses.
+"""
 
 from __future__ import annotations
 
@@ -144,6 +146,24 @@ def vit_pytorch_model(ours: Transformer) -> nn.Module:
         dim_head=config.d_model // config.n_heads,
         mlp_dim=config.d_ff,
     )
+
+
+def ctranslate2_model(ours: Transformer, number_type: str) -> object:
+    """The same GPT in CTranslate2, a library that only samples: a Generator, whose tokens are ids written as texts.
+
+    number_type: of the weights, "float32" or "int8".
+    """
+    import ctranslate2
+    from ctranslate2.converters.transformers import GPT2Loader
+
+    spec = GPT2Loader().get_model_spec(transformers_model(ours))
+    spec.register_vocabulary([str(i) for i in range(ours.embed.tokens.num_embeddings)])
+    spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = "0"
+    spec.validate()
+    spec.optimize(quantization="int8" if number_type == "int8" else None)
+    with tempfile.TemporaryDirectory() as folder:
+        spec.save(folder)
+        return ctranslate2.Generator(folder, compute_type=number_type, intra_threads=torch.get_num_threads())
 
 
 # ------------------------------------------------------------------------------------------------ losses

@@ -6,6 +6,7 @@ Its results go to results/NAME.json in this folder, with the machine, the versio
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import inspect
 import json
@@ -23,9 +24,9 @@ STUDIES = {"house": house, "draws": draws, "probes": probes, "scaling": scaling,
 
 
 def code_hash(name: str) -> str:
-    """SHA-256 of the code of a study, by which the tests see that its results are not older."""
-    code = inspect.getsource(STUDIES[name]) + inspect.getsource(common)
-    return hashlib.sha256(code.encode()).hexdigest()
+    """SHA-256 of the code of a study without its comments, by which the tests see that its results are not older."""
+    code = [ast.unparse(ast.parse(inspect.getsource(module))) for module in (STUDIES[name], common)]
+    return hashlib.sha256("\n".join(code).encode()).hexdigest()
 
 
 def main(arguments: list[str] | None = None) -> dict:

@@ -19,8 +19,8 @@ from utils.data.images import ImageData, load_images
 from utils.data.text import BERTData, GPTData, load_corpus
 from utils.lessons import notebook as lesson
 
-# The same blocks fit into all three models. Their positions are learned and added before the first block, so that a
-# block itself does not know of what the sequence consists.
+# The same blocks fit into all three models. Positions are learned, and added before the first block, unless a study
+# chooses others.
 BLOCKS = {"n_layers": 4, "n_heads": 4, "d_model": 128, "d_ff": 512, "init_std": 0.05}
 SMALL_BLOCKS = {"n_layers": 2, "n_heads": 2, "d_model": 32, "d_ff": 64, "init_std": 0.05}  # in checks that it runs
 T_3 = 4.303  # the 97.5 % quantile of Student's t with 2 degrees of freedom, for the mean of 3 seeds

@@ -1,4 +1,6 @@
-"""Callbacks of a training run: figures that the assignment logs, samples of text, progress, Ctrl-C, history."""
+"""Callbacks of a training run: figures that the assignment logs, samples of text, progress, Ctrl-C, history,
+torch.compile.
+"""
 
 from __future__ import annotations
 
@@ -216,6 +218,26 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     whole_lines = text[: text.rfind("\n") + 1].splitlines()
     rows = [row for row in csv.DictReader(whole_lines) if None not in row and None not in row.values()]
     return [{name: cell for name, cell in row.items() if cell} for row in rows]
+
+
+class Compile(L.Callback):
+    """Take the training steps with a model that torch.compile has translated; the weights are those of the model.
+
+    Validation, tests and sampling use the model as it is. Their inputs come in many shapes, and every new shape would
+    be translated anew.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.forward = torch.compile(module.model.forward)
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_) -> None:
+        module.model.forward = self.forward  # an attribute of this object, found before the method of its class
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_) -> None:
+        del module.model.forward
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        vars(module.model).pop("forward", None)  # it may come in the middle of a step, or between two
 
 
 class Lost(ValueError):

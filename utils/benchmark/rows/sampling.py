@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from transformer import GPT2, DecoderTransformer
 from utils.benchmark.limits import forward_flops, sampling_bytes, wait
-from utils.benchmark.peers import transformers_model
+from utils.benchmark.peers import ctranslate2_model, transformers_model
 from utils.benchmark.run import Run
 from utils.benchmark.table import Row
 from utils.benchmark.turns import Seconds
+from utils.inference.int8 import in_int8
 from utils.training.cpu import fast_on_cpu
 
 VOCAB_SIZE = 50_257  # GPT-2's
@@ -35,6 +36,23 @@ def their_times(model: nn.Module, ids: Tensor, n: int) -> Seconds:
     mask = torch.ones_like(ids)
     model.generate(ids, attention_mask=mask, max_new_tokens=n, do_sample=False, streamer=streamer, pad_token_id=0)
     return [began, *times[1:]]  # the streamer gets the prompt first, then the tokens
+
+
+def ctranslate2_times(generator: object, ids: Tensor, n: int) -> Seconds:
+    """The same as `our_times`, of a Generator of CTranslate2."""
+    times: Seconds = []
+
+    def note(step: object) -> bool:
+        """Called with every token of every text."""
+        if step.batch_id == len(ids) - 1:
+            times.append(time.perf_counter())
+        return False  # go on
+
+    prompts = [[str(i) for i in row] for row in ids.tolist()]
+    how = {"beam_size": 1, "sampling_topk": 1, "min_length": n, "max_length": n, "include_prompt_in_result": False}
+    began = time.perf_counter()
+    generator.generate_batch(prompts, callback=note, **how)
+    return [began, *times]
 
 
 def seconds_per_token(times: Seconds) -> float:
@@ -59,6 +77,8 @@ def sampling(run: Run) -> None:
     for batch_size, length in cases:
         against_transformers(run, ours, theirs, batch_size, length)
     after_a_long_text(run, ours)
+    if run.machine.device.type == "cpu":
+        against_ctranslate2(run, ours)
 
 
 def against_transformers(run: Run, ours: DecoderTransformer, theirs: nn.Module, batch_size: int, length: int) -> None:
@@ -83,6 +103,37 @@ def against_transformers(run: Run, ours: DecoderTransformer, theirs: nn.Module, 
         whole_call.must = {"ratio": 1.0}
     run.add(next_token)
     run.add(whole_call)
+
+
+def against_ctranslate2(run: Run, ours: DecoderTransformer) -> None:
+    """Three rows for one text, three for eight: the next token in float32 and in int8 against CTranslate2, and in int8
+    against our own float32.
+    """
+    models = {
+        "ours": (our_times, ours),
+        "ours, int8": (our_times, in_int8(ours)),
+        "CTranslate2": (ctranslate2_times, ctranslate2_model(ours, "float32")),
+        "CTranslate2, int8": (ctranslate2_times, ctranslate2_model(ours, "int8")),
+    }
+    for batch_size in (1, 8):
+        ids = prompt(batch_size, 16, run.machine.device)
+        seconds: dict[str, Seconds] = {name: [] for name in models}
+        for turn in range(3 if run.quick else 9):
+            for name in list(models)[:: 1 if turn % 2 else -1]:
+                times_of, model = models[name]
+                seconds[name].append(seconds_per_token(times_of(model, ids, 16 if run.quick else 48)))
+        where = f"GPT-2 124 M, batch {batch_size}, 16 tokens before"
+        rows = [
+            ("", "ours", "CTranslate2", 1.1, 1.0),
+            (" in int8", "ours, int8", "CTranslate2, int8", 1.3, 1.0),
+            (" in int8", "ours, int8", "ours", 0.4, 0.3),
+        ]
+        for kind, mine, other, must, aim in rows:
+            peer = "ours, float32" if other == "ours" else other
+            row = Row("sampling", f"next token{kind}, {where}", peer, seconds[mine], seconds[other])
+            if batch_size == 1:
+                row.must, row.aim = {"ratio": must}, {"ratio": aim}
+            run.add(row)
 
 
 def after_a_long_text(run: Run, ours: DecoderTransformer) -> None:
