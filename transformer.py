@@ -22,7 +22,7 @@ alternative to AdamW.
 Shapes stand in comments as tuples of these letters:
 
     B  sequences (texts or pictures) in a batch
-    T  positions in each sequence
+    T  positions in each sequence; in sampling with a cache, of its new tokens only
     C  features of a hidden state (the vector of one position between two layers): d_model
     H  attention heads: n_heads
     D  features of one head: C // H
@@ -32,7 +32,8 @@ Shapes stand in comments as tuples of these letters:
     N  positions that the loss is computed on
 
 Papers: "Attention is all you need" (Vaswani 2017), BERT (Devlin 2018), GPT-2 (Radford 2019),
-ViT (Dosovitskiy 2020), RoFormer (Su 2021). "Vaswani, 3.2" is section 3.2 of the first.
+ViT (Dosovitskiy 2020), RoFormer (Su 2021), AdamW (Loshchilov 2017). "Vaswani, 3.2" is section 3.2
+of the first.
 """
 
 from __future__ import annotations
@@ -78,20 +79,21 @@ class Config:
     d_model: int = 768  # C, the width of the hidden states
     d_ff: int = 3072  # the width inside the feed-forward network, the second half of a block (MLP)
     max_len: int = 1024  # the longest sequence
-    # In training, a random share of the features is set to 0, and so is a share of the weights by
-    # which one position attends to another. The rest is enlarged to make up for it. So the model
-    # learns to rely on no single one.
+    # In training, this share of the features of each layer's result, chosen at random, is set to 0,
+    # and so is this share of the attention weights (see Attention). The rest is enlarged to make up
+    # for it. So the model learns to rely on no single one.
     dropout: float = 0.0
     causal: bool = False  # True: a position attends to itself and to earlier positions only
     # norm_first=True: a LayerNorm before attention and one before the feed-forward network
-    # (pre-norm: GPT-2, ViT), which makes deep models easier to train. False: one after each of them
+    # (pre-norm: GPT-2, ViT), which makes deep models easier to train. False: one after each sum
     # (post-norm: Vaswani, BERT). A LayerNorm brings each vector to mean 0 and variance 1, then
     # multiplies each feature by a learned number, the gain, and adds another, the bias.
     norm_first: bool = True
     norm_eps: float = 1e-5  # added to the variance, so that a LayerNorm never divides by 0
     activation: str = "gelu"  # one of ACTIVATIONS
     # One of POSITIONS. Attention by itself does not know the order of the tokens; this tells it:
-    # by a trained vector for each position (learned), or by fixed angles (see position_angles).
+    # by a trained vector for each position (learned), or by fixed angles (sinusoidal and rotary,
+    # see position_angles).
     positions: str = "learned"
     init_std: float = 0.02  # the standard deviation of the initial weights
 
@@ -119,7 +121,7 @@ class Config:
 
 # The official sizes. ViT-B/16 cuts pictures of 224 x 224 pixels into 14 rows of 14 patches of
 # 16 x 16 pixels. These 196 patches and a class token (see PatchEmbedding) are 197 positions. Each
-# norm_eps is the value that is published with the weights.
+# norm_eps is the value in the config.json that is published with the weights.
 GPT2 = Config(causal=True, activation="gelu_tanh")
 BERT_BASE = Config(max_len=512, norm_first=False, norm_eps=1e-12)
 VIT_B16 = Config(max_len=197, norm_eps=1e-12)
@@ -141,7 +143,7 @@ class Attention(nn.Module):
     Why sqrt(D): a dot product is a sum of D products. If these are independent, their variances
     add, so its standard deviation grows like sqrt(D). Large scores would make softmax put nearly
     all weight on one key. Then small changes of the scores change almost nothing: the gradients are
-    close to 0, and little is learned. Divided, scores have the same size for every D.
+    close to 0, and little is learned. After the division, scores have the same size for every D.
     """
 
     def __init__(self, config: Config) -> None:
@@ -242,26 +244,27 @@ def position_angles(
     `Positions` adds the sine and the cosine of each angle to a pair of features; `rotate` turns the
     pair by the angle. Think of one clock hand for each pair. From one position to the next, hand i
     turns by 10000^(-2i / width) radians: the first, i = 0, by 1, each further hand by less, the
-    last of 384 by about 1/10000. The fast hands tell neighbours apart, the slow ones distant
-    positions. Returns the angles at the positions from `start` to `stop` - 1:
+    last one by little more than 1/10000. The fast hands tell neighbours apart, the slow ones
+    distant positions. Returns the angles at the positions from `start` to `stop` - 1:
     (stop - start, width / 2), float32.
     """
-    positions = torch.arange(start, stop, device=device)
-    # torch.arange(0, width, 2) is 2i for every i.
-    speeds = 10_000.0 ** -(torch.arange(0, width, 2, device=device) / width)
+    # float32 also in a model of 16 bits, whose numbers are too coarse to tell 256 from 257.
+    positions = torch.arange(start, stop, dtype=torch.float32, device=device)
+    even = torch.arange(0, width, 2, dtype=torch.float32, device=device)  # 2i for every i
+    speeds = 10_000.0 ** -(even / width)
     return positions[:, None] * speeds
 
 
 def rotate(x: Tensor, start: int = 0) -> Tensor:
     """Rotary positions: turn pairs of features of x (..., T, D) by the angles of their positions.
 
-    Queries and keys are turned, because positions shall decide how much is read from whom. Values
-    are not: what is read shall not depend on its position. A score is the sum of D/2 dot products,
+    Queries and keys are turned, because positions should decide how much is read from whom. Values
+    are not: what is read should not depend on its position. A score is the sum of D/2 dot products,
     each of a pair of the query with the same pair of the key. Let query and key both move on by 100
     positions: the two pairs turn further by the same angle, and their dot product, which depends
     only on their lengths and on the angle between them, stays the same. So if the text moves on as
-    a whole, no score changes: it depends on how far apart query and key are, and not on where they
-    are (RoFormer, 3.2). The paper pairs neighbouring features; here feature i is paired with
+    a whole, no score changes: of the positions, only how far apart query and key are matters
+    (RoFormer, 3.2). The paper pairs neighbouring features; here feature i is paired with
     feature i + D/2. It makes no difference: training decides what each feature means. `start` is
     the position of the first of the T vectors.
     """
@@ -321,8 +324,8 @@ def select(x: Tensor, keep: Tensor | int | None) -> Tensor:
     - None: all positions, as in GPT's training -> (B, T, C)
     - a number: this position of every sequence, the last (-1) in sampling and the first (0) where
       the class is read -> (B, C)
-    - a boolean tensor (B, T): the N positions at which it is True, for BERT the tokens that are
-      hidden from it -> (N, C)
+    - a boolean tensor (B, T): the N positions at which it is True, for BERT the tokens that it has
+      to predict -> (N, C)
     """
     if keep is None:
         return x
@@ -386,8 +389,8 @@ class Transformer(nn.Module):
     def __init__(
         self, config: Config, embed: nn.Module, head: nn.Module, head_position: int | None = None
     ) -> None:
-        """`head_position`: which positions the head reads if `forward` is not told: 0, the first
-        one only; None, all of them.
+        """`head_position`: which positions the head reads if `forward` is given no `keep`: 0, the
+        first one only; None, all of them.
         """
         super().__init__()
         self.config = config
@@ -434,7 +437,7 @@ class Transformer(nn.Module):
 
         inputs: what `embed` takes. mask: (B, T), boolean, False at padding, which comes last.
         caches: one for each block; the inputs continue the tokens whose keys and values they hold.
-        Leave the mask out then: what is kept of texts that are continued together has one length.
+        Give no mask with caches: texts that are continued together are equally long, unpadded.
         keep: the positions whose logits are wanted, as in `select`; if None, those that the head
         reads. Only these go through the last feed-forward network, the norm and the head.
 
@@ -510,9 +513,8 @@ def check_ids(name: str, ids: Tensor, size_name: str, size: int) -> None:
     """Raise a ValueError unless ids is an int64 tensor (B, T) of numbers from 0 to size - 1."""
     good = ids.ndim == 2 and ids.dtype == torch.long
     require(good, name, f"{ids.dtype} {tuple(ids.shape)}", "int64 (B, T)")
-    # Skipped on a GPU: to read values there, Python would have to wait until the GPU, which works
-    # on what Python has asked for before, has caught up. Skipped as well where torch.compile
-    # translates this code: what it makes cannot hand values back to Python halfway through.
+    # Skipped on a GPU, which lags behind Python: to read a value, Python would have to wait for it.
+    # Skipped under torch.compile, too: it would have to cut the compiled code in two here.
     if ids.device.type == "cpu" and ids.numel() > 0 and not torch.compiler.is_compiling():
         low, high = ids.min().item(), ids.max().item()
         inside = low >= 0 and high < size
@@ -524,8 +526,8 @@ class TokenEmbedding(nn.Module):
     nn.Embedding is a table with one trained vector for each id.
 
     BERT also adds a segment embedding (BERT, figure 2). Its official weights were trained on pairs
-    of texts, and the segment says whether a token belongs to the first (0) or the second (1). In
-    post-norm models, such as BERT, a LayerNorm follows.
+    of texts, and the segment says whether a token belongs to the first (0) or the second (1). As
+    in BERT, post-norm models get a LayerNorm after the sum.
     """
 
     def __init__(self, config: Config, vocab_size: int, n_segments: int = 0) -> None:
@@ -702,8 +704,8 @@ class DecoderTransformer(Transformer):
             head.weight = embed.tokens.weight
         super().__init__(config, embed, head)
 
-    # No gradients are computed in here. (They can be in a loop `for token, _ in gpt.stream(...)`:
-    # PyTorch switches back whenever a token is handed out by `yield`.)
+    # Inside this method, no gradients are computed. In the loop that asks it for tokens they are as
+    # usual: PyTorch leaves inference mode at every `yield`, and enters it again afterwards.
     @torch.inference_mode()
     def stream(
         self,
@@ -735,7 +737,7 @@ class DecoderTransformer(Transformer):
                 # Keep the newer half of the text, whose positions now begin at 0. The cached keys
                 # were made with the old positions, so the half is read again, into empty caches.
                 # Reading again is slow; if more than half were kept, it would happen more often.
-                # (+ 1, so that with max_len = 1 a token is left.)
+                # (+ 1, because with max_len = 1 the slice would be -0:, which is the whole text.)
                 ids = ids[:, -(max_len // 2 + 1) :]
                 caches = None
             if not use_cache:
@@ -746,7 +748,7 @@ class DecoderTransformer(Transformer):
                 caches = [KVCache(len(ids), cache_size, self.config, like) for _ in self.blocks]
             else:
                 new = ids[:, -1:]  # (B, 1): the caches hold all but the newest token
-            # The logits of the last position (B, V). Each block also appends to its cache.
+            # The logits of the last position (B, V). Each block also appends to its cache, if any.
             logits = self(new, caches=caches, keep=-1)
             probabilities = sampling_probabilities(logits, temperature, top_k, top_p)  # (B, V)
             token = torch.multinomial(probabilities, 1, generator=generator)  # (B, 1)
@@ -810,16 +812,16 @@ class Recipe:
     """How a model is trained: the optimiser and the learning rate."""
 
     # "adamw": AdamW for all weights. "muon": AdamW for the embedding, the head, norms and biases,
-    # and Muon for the matrices of the blocks. Muon changes a matrix by nearly the same amount in
-    # all directions, also where its gradient is small (utils/muon.py).
+    # and Muon for the matrices of the blocks. Muon, too, averages the gradients of a matrix, and
+    # then makes all singular values of this average about equal (explained in utils/muon.py).
     optimizer: str = "adamw"
     lr: float = 1e-3  # AdamW's learning rate, which `lr_factor` below scales at every step
     muon_lr: float = 0.02  # Muon's, scaled alike
     # AdamW keeps two running averages for each weight: of its gradient and of the square of it. In
     # every step, new average = beta * old average + (1 - beta) * new value. Both begin at 0, so
     # they are too small at first, and are divided by 1 - beta^step to make up for it. Then
-    # weight -= learning rate * first average / sqrt(second average): weights with small gradients
-    # move as far as others.
+    # weight -= learning rate * first average / (sqrt(second average) + 1e-8): weights with small
+    # gradients move as far as others.
     betas: tuple[float, float] = (0.9, 0.95)  # of the gradient, of the squared gradient
     # Every step also subtracts learning rate * weight_decay * weight, from the weights that
     # `configure_optimizers` below chooses.
@@ -842,15 +844,16 @@ class Recipe:
 
 # BERT, GPT and ViT below save their Config and Recipe in checkpoints. A checkpoint is written by
 # pickle, Python's module for saving objects, and such a file can contain code that runs when it is
-# loaded. So Lightning asks PyTorch to load nothing but tensors, plain Python values and the classes
-# that are named here.
+# loaded. So nothing is loaded from it but tensors, plain Python values and the classes that are
+# named here.
 torch.serialization.add_safe_globals([Config, Recipe])
 
 
 class LitTransformer(L.LightningModule):
     """The training step of all three models, as a module of Lightning.
 
-    Lightning's Trainer runs the training. For every batch it does what would otherwise be written:
+    Lightning's Trainer runs the training. For every batch it does what would otherwise be written
+    (the clipping because `train` below asks for it):
 
         loss = module.training_step(batch, batch_idx)
         optimizer.zero_grad()  # forget the gradients of the last batch
@@ -872,9 +875,9 @@ class LitTransformer(L.LightningModule):
         # From logits, the mean of -ln(p), where p is the probability that softmax gives to the
         # right token or class.
         self.criterion = nn.CrossEntropyLoss()
-        # This object can be called like a function: it returns the accuracy of a batch. "micro" is
-        # the number of right predictions divided by the number of all. To validate the arguments
-        # at every step would take time.
+        # Called like a function, this object returns the accuracy of a batch. "micro" is the number
+        # of right predictions divided by the number of all. To validate the arguments at every step
+        # would take time.
         self.accuracy_fn = MulticlassAccuracy(n_outputs, average="micro", validate_args=False)
 
     def step(self, batch: tuple[Tensor, ...], stage: str) -> Tensor:
@@ -886,15 +889,15 @@ class LitTransformer(L.LightningModule):
         if inputs[-1].dtype == torch.bool:
             mask = inputs.pop()  # (B, T)
         scored = targets != -100  # True at N targets
-        # (Python has to wait for a GPU here. What it asks for next depends on the answer.)
+        # (Here Python does have to wait for a GPU: what comes next depends on the answer.)
         if scored.all():  # GPT in training, or models that predict classes
             logits = self.model(*inputs, mask=mask)  # (B, T, V) or (B, K)
         else:
-            # BERT predicts the masked tokens only. (Every text has at least one, so N is not 0.)
-            # GPT predicts all tokens in training. In validation and tests, it reads the text in
-            # windows that overlap: tokens 0 to 99, 50 to 149, 100 to 199, for example. Each window
-            # but the first is scored on its second half only. Its first half, which the window
-            # before was scored on, gives the second half's tokens something to be predicted from.
+            # BERT predicts the chosen tokens only. (The data choose at least one in every text, so
+            # N is not 0.) GPT predicts all tokens in training. In validation and tests, it reads
+            # the text in windows that overlap: positions 0 to 99, 50 to 149, 100 to 199, for
+            # example. Each window but the first is scored on its second half only. So every token
+            # is scored once, and after the first window each has at least 50 before it.
             logits = self.model(*inputs, mask=mask, keep=scored)  # (N, V)
         if logits.ndim == 3:
             logits = logits.flatten(0, 1)  # (B, T, V) -> (N, V)
@@ -902,7 +905,8 @@ class LitTransformer(L.LightningModule):
         loss = self.criterion(logits, targets)
         accuracy = self.accuracy_fn(logits, targets)
         # on_step: log the figures of this batch (of the test, only the average is of interest).
-        # on_epoch: log their average in the epoch, by which `train` below picks the best weights.
+        # on_epoch: log their average in the epoch. By that of val_loss, `train` below picks the
+        # best weights.
         # sync_dist: average over several GPUs.
         self.log_dict(
             {f"{stage}_loss": loss, f"{stage}_acc": accuracy},
@@ -930,9 +934,9 @@ class LitTransformer(L.LightningModule):
 
         Weight decay is for the matrices of linear layers and of the patch projection: small weights
         make it harder to memorise single examples. Embeddings do not decay: the vector of a rare
-        token would fade between the few steps that train it. (A head that shares their weight is
-        the same tensor, so it does not decay either.) Nor, by custom, do positions, the class
-        token, LayerNorms and biases.
+        token would fade between the few steps that train it. (If the head shares their weight, a
+        step trains all of it, and it might decay. For one rule it does not.) Nor do positions and
+        the class token, where habits differ, and LayerNorms and biases, by custom.
         """
         recipe = self.recipe
         # `parameter in matrices` is True if this same tensor object is in the set; its values do
@@ -964,10 +968,10 @@ class LitTransformer(L.LightningModule):
             weight_decay=recipe.weight_decay,
             fused=True,  # updates all parameters in one call, which is faster
         )
-        # For training in float16 only, on GPUs that have no bfloat16. There the loss is enlarged,
-        # because float16 has no number between 0 and 6e-8, and small gradients would become 0. So
-        # the gradients have to be divided again before they are clipped. Fused optimisers offer, by
-        # this flag, to divide in their step. That is too late, and Lightning would refuse to clip.
+        # This matters in float16 only, on GPUs that have no bfloat16. float16 has no number between
+        # 0 and 6e-8, so Lightning enlarges the loss, lest small gradients become 0. Before clipping
+        # the gradients have to be made smaller again. By this flag, fused optimisers tell Lightning
+        # that they do it in their step. That is after clipping, so they are not to.
         optimizer._step_supports_amp_scaling = False
         # Multiplies the learning rate of every group by lr_factor(step).
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
@@ -992,7 +996,7 @@ class LitTransformer(L.LightningModule):
         """How much of the run is done at a step, from 0 to 1: the share of the steps that are done
         or, if that is larger, the share of the time limit that has passed.
         """
-        if step == 0:  # LambdaLR asks this when it is made, before the number of steps is known
+        if step == 0:  # LambdaLR asks as soon as it is made; the Trainer need not be ready
             return 0.0
         n_steps = self.trainer.estimated_stepping_batches  # optimiser steps in the whole run
         done = step / n_steps
@@ -1008,7 +1012,8 @@ class BERT(LitTransformer):
     chosen some of the tokens, by default 15 %. Of these it has replaced 80 % by the token [MASK]
     and 10 % by random tokens, and left 10 % as they are, so that BERT cannot rely on [MASK] to mark
     the tokens that it has to predict. Targets: the original ids at the chosen positions, -100 at
-    all others (BERT, 3.1). With `n_classes`: ids (B, T) and a padding mask (B, T) from TableData of
+    all others (BERT, 3.1). The paper's second task, whether one text follows another, is left out,
+    so all segments are 0. With `n_classes`: ids (B, T) and a padding mask (B, T) from TableData of
     utils/data/labelled.py, and the classes (B,).
     """
 
@@ -1103,8 +1108,8 @@ def train(
         # The data modules divide the data among several GPUs, so Lightning need not.
         use_distributed_sampler=False,
     )
-    # Housekeeping (see the end of this file) does something when the run is about to end. If there
-    # is a time limit, the Timer ends it, which the Trainer adds to its callbacks. So it comes last.
+    # If there is a time limit, the Trainer adds a Timer to its callbacks, which ends the run.
+    # Housekeeping (at the end of this file) has to see that it has, so it comes after it: last.
     trainer.callbacks.append(Housekeeping())
     module.train()  # training mode (dropout on); Lightning leaves the mode as it is
     trainer.fit(module, data, ckpt_path=last if resume else None)
@@ -1143,8 +1148,8 @@ class Housekeeping(L.Callback):
         Otherwise it would depend on all random numbers drawn before, and a resumed run has not
         drawn them.
         """
-        # The number of the batch in the run. A step of the optimiser may take several batches
-        # (accumulate_grad_batches), whose gradients are added; batch_idx restarts in every epoch.
+        # The number of the batch in the run; batch_idx restarts in every epoch. A step of the
+        # optimiser may take several batches (accumulate_grad_batches) and average their gradients.
         # For example, with 4 batches a step: after 10 steps, the next batches have the numbers 40,
         # 41, 42 and 43.
         per_step = trainer.accumulate_grad_batches
@@ -1174,8 +1179,8 @@ class Housekeeping(L.Callback):
 
 def main(arguments: list[str] | None = None) -> None:
     """python transformer.py bert|gpt|vit ...: train a model, test it, and keep the results."""
-    # utils/training/command.py imports this file. So this file does not import it at the top: it
-    # is found by its name here, when the command line is used, and has no part in anything else.
+    # utils/training/command.py imports this file, so this file does not import it, which would be a
+    # circle: it is found by its name, and only when the command line is used.
     command = resolve_name("utils.training.command:command")
     raise SystemExit(command(arguments))
 

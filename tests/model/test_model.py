@@ -447,3 +447,9 @@ def test_rotary_angles_stay_exact_in_half_precision():
     exact, half = transformer.rotate(x), transformer.rotate(x.bfloat16())
     assert half.dtype == torch.bfloat16
     close(half.double(), exact, rtol=0, atol=0.05)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)  # as Lightning does for --precision bf16-true
+    try:
+        assert torch.equal(transformer.rotate(x.bfloat16()), half)
+    finally:
+        torch.set_default_dtype(usual)
