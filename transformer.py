@@ -51,7 +51,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.functional.classification import multiclass_accuracy
 
 # ---------------------------------------------------------------------------------------- settings
 
@@ -871,14 +871,11 @@ class LitTransformer(L.LightningModule):
         """`n_outputs`: how many logits each prediction has: V for tokens or K for classes."""
         super().__init__()
         self.model = model
+        self.n_outputs = n_outputs
         self.recipe = recipe
         # From logits, the mean of -ln(p), where p is the probability that softmax gives to the
         # right token or class.
         self.criterion = nn.CrossEntropyLoss()
-        # Called like a function, this object returns the accuracy of a batch. "micro" is the number
-        # of right predictions divided by the number of all. To validate the arguments at every step
-        # would take time.
-        self.accuracy_fn = MulticlassAccuracy(n_outputs, average="micro", validate_args=False)
 
     def step(self, batch: tuple[Tensor, ...], stage: str) -> Tensor:
         """The loss of one batch: the mean cross-entropy of its N targets. `stage`: train, val or
@@ -903,7 +900,11 @@ class LitTransformer(L.LightningModule):
             logits = logits.flatten(0, 1)  # (B, T, V) -> (N, V)
         targets = targets[scored]  # (N,), in the order of the logits
         loss = self.criterion(logits, targets)
-        accuracy = self.accuracy_fn(logits, targets)
+        # "micro": the number of right predictions divided by the number of all. To validate the
+        # arguments at every step would take time.
+        accuracy = multiclass_accuracy(
+            logits, targets, self.n_outputs, average="micro", validate_args=False
+        )
         # on_step: log the figures of this batch (of the test, only the average is of interest).
         # on_epoch: log their average in the epoch. By that of val_loss, `train` below picks the
         # best weights.

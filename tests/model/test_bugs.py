@@ -173,7 +173,7 @@ def check_classes(folder):
     module, data = trained(folder)
     inputs, _ = next(iter(data.val_dataloader()))
     assert module.model(inputs).shape == (len(inputs), len(data.classes))
-    assert module.accuracy_fn.num_classes == len(data.classes)
+    assert module.n_outputs == len(data.classes)
 
 
 def check_names(notebook):
@@ -296,8 +296,8 @@ def batches_weighted_alike(original, module, figures, **how):
     original(module, figures, **how | {"batch_size": 1})
 
 
-def classes_weighted_alike(original, n_classes, **options):
-    return original(n_classes, **options | {"average": "macro"})
+def classes_weighted_alike(original, logits, targets, n_classes, **options):
+    return original(logits, targets, n_classes, **options | {"average": "macro"})
 
 
 def no_validation(original, **options):
@@ -326,7 +326,7 @@ BUGS = {
     "patches mix regions": (instead_of(transformer.PatchEmbedding, "forward", mixed_patches), check_patches),
     "accuracy averaged per batch": (instead_of(L.LightningModule, "log_dict", batches_weighted_alike), check_accuracy),
     "accuracy averaged per class": (
-        instead_of(transformer, "MulticlassAccuracy", classes_weighted_alike),
+        instead_of(transformer, "multiclass_accuracy", classes_weighted_alike),
         check_accuracy,
     ),
     "limit_val_batches=0": (instead_of(L, "Trainer", no_validation), check_validated),

@@ -66,7 +66,7 @@ def test_a_trivial_method_that_is_better_is_named(value, better, said):
 
 def steps(callback, losses, n_classes=100):
     trainer = SimpleNamespace(global_step=0, accumulate_grad_batches=1)
-    module = SimpleNamespace(device=torch.device("cpu"), accuracy_fn=SimpleNamespace(num_classes=n_classes))
+    module = SimpleNamespace(device=torch.device("cpu"), n_outputs=n_classes)
     for trainer.global_step, loss in enumerate(losses, start=1):  # noqa: B020
         callback.on_train_batch_end(trainer, module, {"loss": torch.tensor(loss)})
 

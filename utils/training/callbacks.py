@@ -264,7 +264,7 @@ class StopWhenLost(L.Callback):
         self.losses = [*self.losses, loss][-self.window :]
         if len(self.losses) < self.window:
             return
-        mean, guessing = sum(self.losses) / self.window, math.log(module.accuracy_fn.num_classes)
+        mean, guessing = sum(self.losses) / self.window, math.log(module.n_outputs)
         self.lowest = min(self.lowest, mean)
         lost = self.lowest < 0.8 * guessing and mean > guessing
         allowed = f"below {guessing:.2f}, the loss of guessing, as it was {self.lowest:.2f} before"

@@ -75,7 +75,7 @@ def close_run(
     summary["starts"] = starts(summary, out)
     lines = summary.pop("loss_lines")
     series = plots.read_metrics(out / "metrics.csv")
-    summary["ending"] = ending(series, summary, guessing=math.log(module.accuracy_fn.num_classes))
+    summary["ending"] = ending(series, summary, guessing=math.log(module.n_outputs))
     if lost:
         step = torch.load(best, map_location="cpu", weights_only=True)["global_step"]
         summary["ending"][:1] = [f"Lost: {lost}. All figures are of best.ckpt, of step {step}, before that happened."]
