@@ -185,6 +185,8 @@ def seed_dots(
         axes.set_yticks(range(len(rows)), rows)
         axes.invert_yaxis()  # the first row at the top
         axes.set(xlabel=f"{unit}: {title}")
+        if len(panels) > 2:  # narrow ones, in which the numbers of more ticks would touch
+            axes.locator_params(axis="x", nbins=4)
         axes.grid(axis="x", alpha=0.3)
     return figure
 
