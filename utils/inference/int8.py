@@ -1,7 +1,7 @@
 """Sample faster on a CPU: `quick = in_int8(model)` stores each weight of the linear layers in one byte instead of four.
 
 To sample a token, every weight is read once, so a quarter of the bytes takes less time. How much, and what the rounding
-costs in bits per byte, is measured in utils/benchmark/README.md.
+costs in bits per byte, stands in utils/training/README.md. `python -m utils.benchmark --rows sampling` measures it.
 """
 
 from __future__ import annotations
