@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from copy import deepcopy
 
-import torch
 from torch import nn
 
 from transformer import Transformer, require
@@ -18,8 +17,8 @@ from transformer import Transformer, require
 def in_int8(model: Transformer) -> Transformer:
     """Return a copy of the model whose linear layers compute in int8. It can be used on a CPU, and cannot be trained.
 
-    Each row of a weight is divided by a number of its own, so that its largest value becomes 127 or -128, and rounded.
-    The inputs of a layer are rounded in the same way when it is called ("dynamic quantisation"). Embeddings stay as
+    Each row of a weight is divided by a number of its own, so that its values lie between -128 and 127, and rounded.
+    The inputs of a layer are rounded when it is called, all by one number ("dynamic quantisation"). Embeddings stay as
     they are; a head that shared its weight with them gets one of its own.
     """
     # PyTorch moves these functions to the package torchao. Its int8 layers are slower than float32 on a CPU, unless
@@ -34,5 +33,4 @@ def in_int8(model: Transformer) -> Transformer:
         for module in model.modules():
             if isinstance(module, nn.Linear):  # also of a class made by fast_on_cpu
                 module.__class__ = nn.Linear
-        with torch.inference_mode(False):
-            return quantize_dynamic(model, {nn.Linear: per_channel_dynamic_qconfig}, inplace=True)
+        return quantize_dynamic(model, {nn.Linear: per_channel_dynamic_qconfig}, inplace=True)

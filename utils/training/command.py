@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last.ckpt")
     parser.add_argument("--out", metavar="FOLDER", help="where the run is kept (default: runs/MODEL-DATA)")
     parser.add_argument("--precision", default="auto", help="auto (what is fast and good enough) or Lightning's name")
-    text = "translate the training step by torch.compile: most of a minute to start, then faster steps on a GPU"
+    text = "translate the training step by torch.compile: half a minute to start, then faster steps on a GPU"
     parser.add_argument("--compile", action="store_true", help=text)
     for name in DEVICES[:-1]:
         parser.add_argument(f"--{name.replace('_', '-')}", help="passed to Lightning's Trainer")
